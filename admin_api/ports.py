@@ -1,0 +1,140 @@
+"""What the admin API needs of the daemon, and nothing more: control implements it, tests fake it.
+
+Values that travel are plain frozen structs; every method may raise `errors.RequestError` (its status, code and message
+are the answer) and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+Role = Literal["regular", "prefill", "decode"]
+WorkerStatus = Literal["pending", "ready", "not_ready", "draining"]
+Source = Literal["api", "file", "flag"]
+
+
+class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as somebody asks for it (admin API, workers file, command line)."""
+
+    url: str
+    worker_type: Role = "regular"
+    bootstrap_port: int | None = None
+    models: tuple[str, ...] = ()
+    """Declared; empty = ask the worker (GET /v1/models)."""
+    weight: float = 1.0
+    labels: dict[str, str] = {}
+    api_key: str | None = None
+
+
+class WorkerPatch(msgspec.Struct, frozen=True, kw_only=True):
+    """Only what is not UNSET changes."""
+
+    weight: float | msgspec.UnsetType = msgspec.UNSET
+    labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    api_key: str | None | msgspec.UnsetType = msgspec.UNSET
+
+
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as it is now. Times are Unix seconds; the API key itself is never shown."""
+
+    id: str
+    url: str
+    worker_type: Role
+    bootstrap_port: int | None
+    models: tuple[str, ...]
+    weight: float
+    labels: dict[str, str]
+    has_api_key: bool
+    source: Source
+    source_path: str | None
+    """The file that declared it, with `source` "file"."""
+    status: WorkerStatus
+    is_healthy: bool
+    since: float
+    in_flight: int
+    in_flight_bytes: int
+    picks: int
+    last_error: str | None
+    last_probe: float | None
+    next_probe: float | None
+
+
+class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
+    generation: int
+    hash: str
+    """sha256 over the compiled configuration (without the generation number)."""
+    source: dict[str, str | None]
+    """file kind ("config", "profiles", "workers") -> path"""
+    published_at: float
+    last_reload_ok: bool
+    last_reload_at: float | None
+    errors: tuple[str, ...]
+    """Why the last reload was refused, `file:line:column: key: problem` each; empty when it was accepted."""
+    warnings: tuple[str, ...]
+    pending_restart: tuple[str, ...]
+    """Keys of pointsman.toml that changed on disk and need a restart."""
+
+
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    pid: int
+    state: str
+    restarts: int
+    uptime_s: float
+    heartbeat_age_s: float
+    generation: int
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    state: Literal["running", "draining"]
+    listen: str
+    uptime_s: float
+    generation: int
+    processes: tuple[ProcessView, ...]
+    workers_total: int
+    workers_healthy: int
+    in_flight: int
+    connections: int
+    buffered_bytes: int
+    config: ConfigView
+    lock_timeouts: int
+    lock_recoveries: int
+
+
+class ControlPort(Protocol):
+    async def add_worker(self, request: WorkerRequest) -> WorkerView:
+        """Register, probe (up to 2 s) and publish; when it returns, all shards may pick it if it is healthy.
+
+        409 `WORKER_ALREADY_EXISTS`, 400 `BAD_REQUEST` for a URL that is not allowed.
+        """
+        ...
+
+    def list_workers(self, *, state: str | None = None, model: str | None = None) -> list[WorkerView]:
+        """Live ones in declaration order; with state "draining" the removed ones whose requests still run."""
+        ...
+
+    def get_worker(self, key: str) -> WorkerView:
+        """By id or by URL; also one that is draining. 404 `WORKER_NOT_FOUND`."""
+        ...
+
+    async def patch_worker(self, key: str, patch: WorkerPatch) -> WorkerView: ...
+
+    async def remove_worker(self, key: str) -> WorkerView:
+        """When it returns, no shard picks it any more. 409 `WORKER_DECLARED_IN_FILE` (names the path) if a file owns it."""
+        ...
+
+    def config(self) -> ConfigView: ...
+
+    async def reload(self) -> ConfigView:
+        """Read all files again and publish what changed; the view says whether that was accepted."""
+        ...
+
+    def status(self) -> StatusView: ...
+
+    def metrics(self) -> bytes:
+        """Prometheus text exposition format 0.0.4."""
+        ...

@@ -1,0 +1,86 @@
+"""What is fixed for the life of the daemon, in the light form that supervisor and shards load.
+
+`config.models.ServeConfig` (pydantic) reads it from flags, environment and pointsman.toml, documents every key, and
+turns into this; a test keeps the two in step.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    # listening
+    host: str = "127.0.0.1"
+    port: int = 8700
+    shards: int = 1
+    admin_listen: tuple[str, ...] = ()
+    """`unix:PATH` or `HOST:PORT`; resolved, never empty."""
+    admin_auth: bool = True
+    admin_token_file: str | None = None
+    backlog: int = 2048
+
+    # files
+    runtime_dir: str
+    state_dir: str
+    config_file: str | None = None
+    profiles_file: str | None = None
+    workers_file: str | None = None
+
+    # routing
+    workers: tuple[str, ...] = ()
+    """Worker URLs of the command line or toml; not kept over a restart."""
+    policy: str = "least_request"
+    strict_models: bool = False
+    extra_paths: tuple[str, ...] = ()
+    worker_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+
+    # limits
+    max_payload_size: int = 64 * 1024 * 1024
+    """bytes of one request body"""
+    buffer_mib: int = 512
+    """MiB of request bodies held at once by all shards together"""
+    buffer_wait_s: float = 5.0
+    """how long a body may wait for buffer space before 503"""
+    max_connections: int = 0
+    """client connections over all shards; 0 = bounded by the file descriptor limit alone"""
+    max_workers: int = 256
+    max_header_bytes: int = 65536
+    max_headers: int = 100
+
+    # timeouts, seconds
+    header_timeout_s: float = 15.0
+    body_timeout_s: float = 30.0
+    """longest pause between two reads of a request body"""
+    keep_alive_timeout_s: float = 75.0
+    connect_timeout_s: float = 5.0
+    request_timeout_s: float = 1800.0
+    """from the request's arrival to the end of its answer"""
+    pool_idle_timeout_s: float = 4.0
+    """below the 5 s after which uvicorn (vLLM, SGLang) closes an idle connection"""
+    pool_max_idle: int = 512
+    """idle connections kept per worker and shard"""
+
+    # stopping
+    drain_delay_s: float = 0.0
+    shutdown_grace_s: float = 30.0
+
+    # health probes
+    health_path: str = "/health"
+    health_interval_s: float = 5.0
+    health_down_interval_s: float = 1.0
+    health_timeout_s: float = 2.0
+    health_failure_threshold: int = 3
+    health_success_threshold: int = 1
+
+    # logs
+    access_log: bool = True
+    log_level: str = "info"
+
+
+def encode(settings: Settings) -> bytes:
+    return msgspec.json.encode(settings)
+
+
+def decode(data: bytes) -> Settings:
+    return msgspec.json.decode(data, type=Settings)

@@ -1,0 +1,80 @@
+"""The compiled configuration that shards run on: one immutable value per generation.
+
+Control compiles it from the files, the flags and the registry; shards receive it as bytes in a sealed memfd. It
+imports nothing heavy: a shard never loads pydantic.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MODEL_OTHER = "other"
+"""Label (index 0 of `Snapshot.models`) of requests whose model no worker serves; bounds the metrics' cardinality."""
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One worker as shards see it. Whether it is up, down or draining lives in shared memory, at `slot`."""
+
+    id: str
+    url: str
+    """Canonical: scheme://host[:port][/path], no trailing slash."""
+    slot: int
+    """Row in the shared worker table; kept for the life of the worker, reused only after its last request ended."""
+    address: str
+    """The resolved and checked IP address that is connected to (pinned)."""
+    host: str
+    port: int
+    tls: bool = False
+    base_path: str = ""
+    role: str = "regular"
+    bootstrap_port: int | None = None
+    models: tuple[str, ...] = ()
+    """Empty: not known, so it may serve any model."""
+    weight: float = 1.0
+    labels: dict[str, str] = {}
+    api_key: str | None = None
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    strategy: str | None = None
+    """Canonical policy name; None = the daemon's default policy."""
+
+
+class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """First match wins. Absent conditions hold; `model`, `path` and `key` are shell patterns (`*`, `?`).
+
+    `key` is the name of the client's API key (empty until keys are configured); `headers` maps a lower-case header
+    name to a pattern.
+    """
+
+    profile: str
+    model: str | None = None
+    path: str | None = None
+    key: str | None = None
+    headers: dict[str, str] = {}
+
+
+class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    generation: int
+    workers: tuple[WorkerSpec, ...] = ()
+    profiles: dict[str, Profile] = {}
+    default_profile: str | None = None
+    matches: tuple[Match, ...] = ()
+    default_policy: str = "least_request"
+    strict_models: bool = False
+    models: tuple[str, ...] = (MODEL_OTHER,)
+    """Index = the model's label in the metrics; only ever appended to while the daemon lives."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    return _encoder.encode(snapshot)
+
+
+def decode(data: bytes) -> Snapshot:
+    """Raises msgspec.DecodeError or ValidationError when `data` is not a snapshot of this version."""
+    return _decoder.decode(data)

@@ -1,0 +1,437 @@
+"""A client's connection: requests in, answers out, in order.
+
+One request is served at a time; what a client pipelines behind it waits, parsed, in a short queue. The connection
+stays readable while a request is served, since that is how a client that leaves is noticed; only a full queue or a
+full body buffer stops the reading.
+
+Deadlines are kept by `check_deadlines`, called once a second for every connection, not by a timer for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from pointsman.daemon.errors import (
+    RequestError,
+    buffers_full,
+    malformed_http,
+    method_not_allowed,
+    not_found,
+    payload_too_large,
+    request_timeout,
+)
+from pointsman.daemon.relay import local
+from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
+from pointsman.daemon.relay.exchange import Ending, Exchange
+from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route
+from pointsman.daemon.routing.request import NO_FEATURES, form_features, json_features
+from pointsman.daemon.shm import layout as at
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.context import ShardContext
+
+MAX_PIPELINED = 16
+LINGER_S = 5.0
+"""how long a refused client's rest is read and thrown away, so that it can read why (a reset would eat the answer)"""
+MAX_LOGGED_PATH = 256
+
+
+class ClientConnection(asyncio.Protocol):
+    __slots__ = (
+        "_head_bytes",
+        "_is_reading_paused",
+        "_linger_until",
+        "_parser",
+        "_queue",
+        "_reading_since",
+        "_request",
+        "_tasks",
+        "_waits_for_buffer",
+        "context",
+        "exchange",
+        "is_closed",
+        "is_write_paused",
+        "peer",
+        "transport",
+    )
+
+    def __init__(self, context: ShardContext) -> None:
+        self.context = context
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.exchange: Exchange | None = None
+        self.is_closed = False
+        self.is_write_paused = False
+        self.peer = ""
+        self._parser = HttpRequestParser(self)
+        self._request: Inbound | None = None
+        self._queue: deque[Inbound] = deque()
+        self._head_bytes = 0
+        self._reading_since = 0.0
+        self._linger_until = 0.0
+        self._is_reading_paused = False
+        self._waits_for_buffer = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        context = self.context
+        address = transport.get_extra_info("peername")
+        self.peer = address[0] if address else ""
+        self._reading_since = context.now()
+        context.connections.add(self)
+        context.gauge_add(at.G_CONNECTIONS, 1)
+        limit = context.settings.max_connections
+        if limit and context.segment.gauge_total(at.G_CONNECTIONS) > limit:
+            self._refuse(buffers_full())
+
+    def data_received(self, data: bytes) -> None:
+        if self._linger_until:
+            return
+        self._reading_since = self.context.now()
+        self._feed(data)
+        request = self._request
+        if request is not None and not request.is_head_complete:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.context.settings.max_header_bytes:
+                self._refuse(malformed_http("the request head is too large", status=431))
+        if self._queue:
+            self._advance()
+            if len(self._queue) >= MAX_PIPELINED:
+                self._pause_reading()
+
+    def _feed(self, data: bytes) -> None:
+        """llhttp stops after a message that asks for an upgrade; we never upgrade, so the rest is the next request."""
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._parser = HttpRequestParser(self)
+            except HttpParserError as error:
+                self._refuse(malformed_http(f"malformed HTTP request: {error}"))
+                return
+
+    def eof_received(self) -> None:
+        return None  # half-closed is left: the worker's time is too dear to find out
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
+        context = self.context
+        context.connections.discard(self)
+        context.gauge_add(at.G_CONNECTIONS, -1)
+        if self._request is not None:
+            self.release_body(self._request)
+            self._request = None
+        for request in self._queue:
+            self.release_body(request)
+        self._queue.clear()
+        if self.exchange is not None:
+            self.exchange.client_left()
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        if self.exchange is not None:
+            self.exchange.pause_upstream()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        if self.exchange is not None:
+            self.exchange.resume_upstream()
+
+    # --- parser
+
+    def on_message_begin(self) -> None:
+        if not self._linger_until:
+            self._request = Inbound(self.context.now())
+
+    def on_url(self, url: bytes) -> None:
+        if self._request is not None:
+            self._request.target_parts.append(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        request = self._request
+        if request is not None:
+            request.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        request = self._request
+        if request is None:
+            return
+        self._head_bytes = 0
+        parser = self._parser
+        settings = self.context.settings
+        try:
+            if len(request.headers) > settings.max_headers:
+                raise malformed_http(f"more than {settings.max_headers} headers", status=431)
+            request.finish_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
+            if request.content_length is not None and request.content_length > settings.max_payload_size:
+                raise payload_too_large(settings.max_payload_size)
+        except RequestError as error:
+            self._refuse(error)
+            return
+        if request.expects_continue and self.exchange is None and not self._queue:
+            self._send_continue(request)
+
+    def on_body(self, chunk: bytes) -> None:
+        request = self._request
+        if request is None:
+            return
+        request.expects_continue = False
+        request.add_body(chunk)
+        context = self.context
+        context.buffers.take(len(chunk))
+        if request.body_size > context.settings.max_payload_size:
+            self._refuse(payload_too_large(context.settings.max_payload_size))
+        elif not self._waits_for_buffer and context.buffers.is_full:
+            self._waits_for_buffer = True
+            self._pause_reading()
+            context.buffers.wait(self)
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        if request is not None:
+            self._request = None
+            request.is_complete = True
+            self._queue.append(request)
+
+    # --- body buffers
+
+    def resume_body(self) -> None:
+        self._waits_for_buffer = False
+        self._resume_reading()
+
+    def give_up_body(self) -> None:
+        self._waits_for_buffer = False
+        if not self.is_closed and self._request is not None:
+            self._refuse(buffers_full())
+        self._resume_reading()
+
+    def release_body(self, request: Inbound) -> None:
+        """The body is not needed any more; may be said more than once."""
+        self.context.buffers.give(request.drop_body())
+
+    def _pause_reading(self) -> None:
+        if not self._is_reading_paused and not self.is_closed:
+            self._is_reading_paused = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._is_reading_paused and not self._waits_for_buffer and not self.is_closed:
+            self._is_reading_paused = False
+            self._reading_since = self.context.now()
+            self.transport.resume_reading()
+
+    # --- serving
+
+    def _refuse(self, error: RequestError) -> None:
+        """What is being read is not acceptable: answer in its turn, then close; nothing more of it is parsed."""
+        request = self._request or Inbound(self.context.now())
+        self._request = None
+        request.error = error
+        request.keep_alive = False
+        self._queue.append(request)
+        self._linger_until = self.context.now() + LINGER_S
+        self._advance()
+
+    def _advance(self) -> None:
+        """Serve what is queued, in order, until a request has to wait for its worker."""
+        while self.exchange is None and self._queue and not self.is_closed:
+            self._serve(self._queue.popleft())
+        waiting = self._request
+        if waiting is not None and waiting.expects_continue and self.exchange is None and waiting.is_head_complete:
+            self._send_continue(waiting)
+
+    def _send_continue(self, request: Inbound) -> None:
+        request.expects_continue = False
+        self.transport.write(CONTINUE)
+
+    def _serve(self, request: Inbound) -> None:
+        if not request.request_id:
+            request.request_id = self.context.new_request_id()
+        route = NOWHERE
+        try:
+            if request.error is not None:
+                raise request.error
+            route = self._route(request)
+            if route.kind is Kind.LOCAL:
+                self._answer(request, route, *local.answer(self.context, request, route))
+            else:
+                self._exchange(request, route)
+        except RequestError as error:
+            keep_alive = self.write_error(request, error)
+            self._done(request, route, error.status, keep_alive)
+
+    def _route(self, request: Inbound) -> Route:
+        route = self.context.routes.get(request.path)
+        if route is None:
+            if not request.path.startswith(MODELS_PREFIX):
+                raise not_found(request.text_path[:MAX_LOGGED_PATH])
+            route = ONE_MODEL
+        if request.method not in route.methods:
+            raise method_not_allowed(request.method.decode("latin-1"), route.allowed)
+        return route
+
+    def _exchange(self, request: Inbound, route: Route) -> None:
+        if route.kind is Kind.JSON:
+            features = json_features(request.body())
+        elif route.kind is Kind.FORM:
+            features = form_features(request.body())
+        else:
+            features = NO_FEATURES
+        exchange = self.exchange = Exchange(self, request, route, features, self.context.table())
+        self.context.gauge_add(at.G_REQUESTS, 1)
+        if route.kind is Kind.INFO:
+            exchange.start_any()
+        else:
+            exchange.start()
+
+    def _answer(self, request: Inbound, route: Route, status: int, body: bytes, content_type: bytes) -> None:
+        keep_alive = request.keep_alive and not self.context.closes_connections
+        self.transport.write(
+            render(
+                status,
+                body,
+                content_type=content_type,
+                request_id=request.request_id,
+                keep_alive=keep_alive,
+                is_http_1_0=request.is_http_1_0,
+                is_head=request.method == b"HEAD",
+            )
+        )
+        self._done(request, route, status, keep_alive)
+
+    def write_error(
+        self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()
+    ) -> bool:
+        """Returns whether the connection stays open."""
+        keep_alive = request.keep_alive and not error.close and not self.context.closes_connections
+        if not self.is_closed:
+            self.transport.write(
+                render(
+                    error.status,
+                    error_body(error),
+                    content_type=JSON,
+                    request_id=request.request_id,
+                    keep_alive=keep_alive,
+                    is_http_1_0=request.is_http_1_0,
+                    is_head=request.method == b"HEAD",
+                    headers=error.headers + headers,
+                )
+            )
+        return keep_alive
+
+    def _done(self, request: Inbound, route: Route, status: int, keep_alive: bool) -> None:
+        """A request that was answered without a worker."""
+        context = self.context
+        now = context.now()
+        context.series.count(route.label, 0, status)
+        context.series.observe(route.label, at.KIND_DURATION, now - request.started)
+        if context.settings.access_log:
+            ending = Ending.REFUSED if status >= 400 else Ending.COMPLETE
+            total_ms = round((now - request.started) * 1000, 3)
+            self.log_request(request, status, {"total_ms": total_ms, "end": ending.value})
+        self.release_body(request)
+        if not keep_alive:
+            self._close(is_lingering=not request.is_complete)
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Called once by every exchange, after its answer (or the reason for none) was written."""
+        self.exchange = None
+        self.context.gauge_add(at.G_REQUESTS, -1)
+        self.release_body(exchange.request)
+        if self.is_closed:
+            return
+        if not exchange.is_keep_alive:
+            self._close(is_lingering=False)
+            return
+        self._reading_since = self.context.now()
+        if self._queue or self._request is not None:
+            self.context.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        if self.is_closed:
+            return
+        self._advance()
+        if len(self._queue) < MAX_PIPELINED:
+            self._resume_reading()
+
+    def _close(self, *, is_lingering: bool) -> None:
+        """Flush and close; a client that is still sending first gets the chance to read the answer."""
+        while self._queue:
+            self.release_body(self._queue.popleft())
+        if is_lingering and not self.is_closed:
+            self._linger_until = self.context.now() + LINGER_S
+            self._resume_reading()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    # --- deadlines, shutdown
+
+    @property
+    def is_idle(self) -> bool:
+        return self.exchange is None and self._request is None and not self._queue
+
+    def close_if_idle(self) -> None:
+        if self.is_idle and not self.is_closed:
+            self.transport.close()
+
+    def check_deadlines(self, now: float) -> None:
+        settings = self.context.settings
+        request = self._request
+        if self.exchange is not None:
+            if now > self.exchange.deadline:
+                self.exchange.expire()
+        elif self._linger_until:
+            if now > self._linger_until:
+                self.transport.abort()
+        elif request is None:
+            # a connection that never sent a byte has the head's deadline, one between requests the longer one
+            limit = settings.keep_alive_timeout_s if self._head_bytes == 0 else settings.header_timeout_s
+            if now - self._reading_since > limit:
+                self.transport.close()
+        elif not request.is_head_complete:
+            if now - request.started > settings.header_timeout_s:
+                self._refuse(request_timeout("request head"))
+        elif now - self._reading_since > settings.body_timeout_s and not self._waits_for_buffer:
+            self._refuse(request_timeout("request body"))
+
+    # --- telling
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """The connection holds its tasks: nothing is collected while it runs, nothing outlives the shard unseen."""
+        task = self.context.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.transport.abort()  # a defect of ours: end the client's wait, let the loop's handler tell
+            task.result()
+
+    def log_request(self, request: Inbound, status: int, fields: dict[str, object]) -> None:
+        self.context.log(
+            {
+                "ts": self.context.wall_time(),
+                "event": "request",
+                "id": request.request_id.decode("latin-1"),
+                "shard": self.context.shard,
+                "client": self.peer,
+                "method": request.method.decode("latin-1"),
+                "path": request.path[:MAX_LOGGED_PATH].decode("latin-1"),
+                "status": status,
+                **fields,
+            }
+        )

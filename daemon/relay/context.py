@@ -1,0 +1,95 @@
+"""What the connections of one shard share: the compiled configuration in force, shared memory, pools, telemetry."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING, Protocol
+
+import orjson
+
+from pointsman.config.settings import Settings
+from pointsman.daemon.relay.buffers import BodyBuffers
+from pointsman.daemon.relay.routes import Route, build_routes
+from pointsman.daemon.relay.upstream import UpstreamPools
+from pointsman.daemon.routing.table import RoutingTable
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.access_log import LineWriter
+from pointsman.daemon.telemetry.series import Series
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.client import ClientConnection
+
+
+class TableSource(Protocol):
+    def __call__(self, generation: int) -> RoutingTable: ...
+
+
+class ShardContext:
+    def __init__(
+        self, settings: Settings, segment: Segment, shard: int, loop: asyncio.AbstractEventLoop, tables: TableSource
+    ) -> None:
+        self.settings = settings
+        self.segment = segment
+        self.words = segment.words
+        self.cells = segment.cells
+        self.shard = shard
+        self.loop = loop
+        self.now: Callable[[], float] = time.monotonic
+        self.rng = Random()
+        self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
+        self.series = Series(segment, shard)
+        self.connections: set[ClientConnection] = set()
+        self.buffers = BodyBuffers(
+            segment, shard, settings.buffer_mib << 20, settings.buffer_wait_s, loop.call_later, time.monotonic
+        )
+        self.upstreams = UpstreamPools(self)
+        self.is_draining = False
+        """This shard alone was told to stop (the whole daemon's drain is in the segment)."""
+        self._tables = tables
+        self._table = tables(0)
+        self._request_ids = count()
+        self._id_prefix = f"req-{os.urandom(6).hex()}-".encode()
+        self._log = LineWriter(2, loop.call_later, lambda n: self.count(at.G_LOG_DROPPED, n))
+        self._phase_cell = at.H_PHASE
+
+    # --- configuration
+
+    def table(self) -> RoutingTable:
+        """The generation in force at this moment; a request keeps the one that it began with."""
+        generation = self.words.generation()
+        if generation != self._table.generation:
+            self._table = self._tables(generation)
+            self.upstreams.keep_only(self._table.snapshot.workers)
+        return self._table
+
+    @property
+    def closes_connections(self) -> bool:
+        return self.is_draining or self.cells[self._phase_cell] != at.PHASE_RUNNING
+
+    # --- telemetry
+
+    def gauge_add(self, word: int, amount: int) -> None:
+        self.cells[self.segment.layout.gauge(self.shard, word)] += amount
+
+    def count(self, word: int, amount: int = 1) -> None:
+        self.cells[self.segment.layout.gauge(self.shard, word)] += amount
+
+    def wall_time(self) -> float:
+        """Unix seconds, to the millisecond."""
+        return round(time.time(), 3)
+
+    def new_request_id(self) -> bytes:
+        return self._id_prefix + b"%x" % next(self._request_ids)
+
+    def log(self, fields: dict[str, object]) -> None:
+        """One line; field names are ours, values from requests are escaped by the encoder."""
+        self._log.line(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE, default=str))
+
+    def flush_log(self) -> None:
+        self._log.flush()

@@ -1,0 +1,473 @@
+"""One routed request, from the pick to the end of its answer.
+
+Theory of operation. An exchange is in one of four phases, and leaves the last one exactly once:
+
+    start ──> connecting ──> waiting (sent, no head yet) ──> answering ──> ended
+                  │                   │                          │
+                  └───── fail(error): the client gets an error ──┘ cut(error): the client's stream is ended as broken
+
+Whatever happens, in whatever order (the answer ends, the worker breaks, the client leaves, a deadline passes), the
+booking is released, the request is counted and logged in `_end`, and nowhere else.
+
+What is answered is the worker's own bytes. Once the head is out, an error can only be told by breaking the stream: a
+cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see `cut`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from pointsman.config.snapshot import WorkerSpec
+from pointsman.daemon.errors import RequestError, bad_answer, connect_failed, model_not_found, no_worker, worker_timeout
+from pointsman.daemon.relay.answers import error_event
+from pointsman.daemon.relay.framing import BodyFraming
+from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
+from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.routes import Route
+from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
+from pointsman.daemon.routing.policies import POLICIES, Choice
+from pointsman.daemon.routing.request import Features
+from pointsman.daemon.routing.table import NO_PROFILE, Plan, Pool, RoutingTable
+from pointsman.daemon.shm import layout as at
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.client import ClientConnection
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left; it exists in logs and metrics only"""
+SMALL_WRITE_BYTES = 16384
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Ending(StrEnum):
+    """Who ended a request, for the access log."""
+
+    COMPLETE = "complete"
+    REFUSED = "refused"
+    """answered by us with an error"""
+    WORKER_BROKE = "worker_broke"
+    CLIENT_LEFT = "client_left"
+    TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
+
+
+class Exchange:
+    __slots__ = (
+        "_is_unchunked",
+        "_task",
+        "booked_bytes",
+        "bytes_out",
+        "client",
+        "connected_at",
+        "context",
+        "deadline",
+        "features",
+        "first_byte_at",
+        "framing",
+        "has_paused_upstream",
+        "head",
+        "is_ended",
+        "is_keep_alive",
+        "method",
+        "plan",
+        "request",
+        "resends",
+        "route",
+        "slot",
+        "status",
+        "table",
+        "upstream",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        request: Inbound,
+        route: Route,
+        features: Features,
+        table: RoutingTable,
+    ) -> None:
+        self.client = client
+        self.context = client.context
+        self.request = request
+        self.route = route
+        self.features = features
+        self.table = table
+        self.method = request.method
+        self.deadline = request.started + self.context.settings.request_timeout_s
+        self.plan: Plan | None = None
+        self.worker: WorkerSpec | None = None
+        self.upstream: UpstreamConnection | None = None
+        self.head: ResponseHead | None = None
+        self.framing: BodyFraming | None = None
+        self.slot = -1
+        self.booked_bytes = 0
+        self.resends = 0
+        self.status = 0
+        self.bytes_out = 0
+        self.connected_at = 0.0
+        self.first_byte_at = 0.0
+        self.is_keep_alive = False
+        self.is_ended = False
+        self.has_paused_upstream = False
+        self._is_unchunked = False
+        self._task: asyncio.Task[None] | None = None
+
+    # --- choosing
+
+    def start(self) -> None:
+        try:
+            pool = self._pool()
+            plan = self._plan()
+            self._choose_and_book(pool, plan.choose)
+        except RequestError as error:
+            self.fail(error)
+            return
+        self._send()
+
+    def start_any(self) -> None:
+        """For questions that any healthy worker answers (`/version`)."""
+        try:
+            self._choose_and_book(self.table.everyone, POLICIES["round_robin"])
+        except RequestError as error:
+            self.fail(error)
+            return
+        self._send()
+
+    def _pool(self) -> Pool:
+        pool = self.table.pool_for(self.features.model)
+        if pool is None:
+            raise model_not_found(self.features.model)
+        return pool
+
+    def _plan(self) -> Plan:
+        request = self.request
+        asked = request.header(b"config-profile")
+        name = None if asked is None else asked.decode("latin-1").strip()
+        plan, is_known = self.table.plan_for(name, self.features.model, request.text_path, request.header)
+        if not is_known:
+            self.context.count(at.G_PROFILE_FALLBACKS)
+        self.plan = plan
+        return plan
+
+    def _choose_and_book(self, pool: Pool, choose: Choice) -> None:
+        """One step under the routing mutex: two shards that pick at the same moment see each other.
+
+        When the mutex cannot be had in time (its holder is stopped) the pick goes by the same counters without it.
+        """
+        context = self.context
+        words = context.words
+        held = words.lock()
+        try:
+            loads = words.survey(pool.slots)
+            if not loads or max(loads) < 0:
+                raise self._nobody(pool)
+            position = choose(loads, pool.weights, words.next_cursor, context.rng)
+            slot = pool.slots[position]
+            words.book(context.shard, slot, self.request.body_size)
+        finally:
+            if held:
+                words.unlock()
+        self.slot = slot
+        self.booked_bytes = self.request.body_size
+        self.worker = pool.workers[position]
+
+    def _nobody(self, pool: Pool) -> RequestError:
+        total = len(pool.workers)
+        if total == 0:
+            return no_worker("no worker is configured for this request; add one with POST /workers")
+        what = f"for the model {self.features.model!r} " if self.features.model in self.table.model_index else ""
+        return no_worker(f"none of the {total} workers {what}is healthy")
+
+    def _unbook(self) -> None:
+        slot, self.slot = self.slot, -1
+        if slot >= 0:
+            self.context.words.release(self.context.shard, slot, self.booked_bytes)
+
+    # --- sending
+
+    def _send(self) -> None:
+        worker = self.worker
+        assert worker is not None
+        pool = self.context.upstreams.of(worker)
+        connection = pool.take() if self.resends == 0 else None
+        if connection is not None:
+            self._send_on(connection)
+        else:
+            self._task = self.client.spawn(self._connect_and_send(worker))
+
+    async def _connect_and_send(self, worker: WorkerSpec) -> None:
+        pool = self.context.upstreams.of(worker)
+        try:
+            connection = await pool.connect()
+        except OSError as error:
+            self._connect_failed(worker, error)
+            return
+        self._task = None
+        if self.is_ended:
+            pool.put(connection)
+            return
+        self._send_on(connection)
+
+    def _send_on(self, connection: UpstreamConnection) -> None:
+        worker = self.worker
+        assert worker is not None
+        request = self.request
+        self.upstream = connection
+        self.connected_at = self.context.now()
+        authorization = request.authorization if worker.api_key is None else b"Bearer " + worker.api_key.encode()
+        head = request_head(
+            request.method,
+            worker.base_path.encode() + request.target,
+            _authority(worker),
+            request.passing_lines(),
+            authorization,
+            request.body_size if request.has_body else None,
+            request.request_id,
+        )
+        connection.send(self, head, request.body() if request.body_size else b"")
+
+    def _connect_failed(self, worker: WorkerSpec, error: OSError) -> None:
+        self._task = None
+        context = self.context
+        context.words.add(context.segment.layout.load(context.shard, worker.slot, at.L_CONNECT_FAILURES), 1)
+        if error.errno in REFUSED:
+            context.segment.set_status(worker.slot, at.STATUS_DOWN, expected=at.STATUS_UP)
+        if self.is_ended:
+            return
+        reason = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+        self.fail(connect_failed(f"the worker {worker.url} cannot be reached: {reason}"))
+
+    # --- the answer, as the upstream connection reports it
+
+    def interim_received(self, head: ResponseHead) -> None:
+        """1xx: ours to answer if it is 100 (the client's Expect ended here), the client's otherwise."""
+        if head.status != 100 and not self.request.is_http_1_0:
+            self.client.transport.write(b"\r\n".join((head.status_line, *head.lines)) + b"\r\n\r\n")
+
+    def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+        """Returns the position after this message's bytes in `data`."""
+        request = self.request
+        self.client.release_body(request)
+        if self.client.is_write_paused:
+            self.pause_upstream()
+        self.head, self.framing, self.status = head, framing, head.status
+        self._is_unchunked = head.is_chunked and request.is_http_1_0 and not framing.is_done
+        self.is_keep_alive = (
+            request.keep_alive
+            and not framing.ends_with_connection
+            and not self._is_unchunked
+            and not self.context.closes_connections
+        )
+        out = client_head(
+            head,
+            method=request.method,
+            is_http_1_0=request.is_http_1_0,
+            keep_alive=self.is_keep_alive,
+            own_headers=self._own_headers(),
+        )
+        size = len(data)
+        if position == size or framing.is_done:
+            self.client.transport.write(out)
+            return position
+        if self._is_unchunked or size - position > SMALL_WRITE_BYTES:
+            self.client.transport.write(out)
+            return self.body_received(framing, data, position)
+        end = framing.feed(data, position)
+        self.first_byte_at = self.context.now()
+        self.bytes_out = end - position
+        self.client.transport.write(out + data[position:end])
+        return end
+
+    def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
+        transport = self.client.transport
+        if self._is_unchunked:
+            pieces: list[bytes] = []
+            end = framing.feed(data, position, pieces)
+            transport.writelines(pieces)
+        else:
+            end = framing.feed(data, position)
+            transport.write(data if end - position == len(data) else data[position:end])
+        self.bytes_out += end - position
+        if self.first_byte_at == 0.0:
+            self.first_byte_at = self.context.now()
+        return end
+
+    def answer_complete(self) -> None:
+        self.upstream = None
+        self._end(self.status, Ending.COMPLETE)
+
+    def closed_unanswered(self, was_reused: bool) -> None:
+        """The connection ended without one byte of an answer.
+
+        On a reused one that is the worker's idle timeout crossing our request: it never read it, one more try on a
+        fresh connection is safe.
+        """
+        self.upstream = None
+        if was_reused and self.resends == 0:
+            self.resends += 1
+            self.context.count(at.G_UPSTREAM_RESENDS)
+            self._send()
+        else:
+            self.answer_broken("the worker closed the connection without an answer")
+
+    def answer_broken(self, reason: str) -> None:
+        error = bad_answer(reason)
+        context = self.context
+        if self.worker is not None:
+            context.words.add(context.segment.layout.load(context.shard, self.worker.slot, at.L_FAILURES), 1)
+        if self.head is None:
+            self.fail(error)
+        else:
+            self.cut(error, Ending.WORKER_BROKE)
+
+    # --- what else can happen
+
+    def client_left(self) -> None:
+        self.context.count(at.G_CLIENT_DISCONNECTS)
+        self._end(self.status or CLIENT_CLOSED_REQUEST, Ending.CLIENT_LEFT)
+
+    def expire(self, ending: Ending = Ending.TIMEOUT) -> None:
+        if ending is Ending.SHUTDOWN:
+            error = no_worker("the gateway is shutting down")
+        else:
+            error = worker_timeout(f"no complete answer within {self.context.settings.request_timeout_s:g} s")
+        if self.head is None:
+            self.fail(error, ending)
+        else:
+            self.cut(error, ending)
+
+    def pause_upstream(self) -> None:
+        if self.upstream is not None and not self.has_paused_upstream:
+            self.has_paused_upstream = True
+            self.upstream.transport.pause_reading()
+
+    def resume_upstream(self) -> None:
+        if self.has_paused_upstream:
+            self.has_paused_upstream = False
+            if self.upstream is not None:
+                self.upstream.transport.resume_reading()
+
+    # --- endings
+
+    def fail(self, error: RequestError, ending: Ending = Ending.REFUSED) -> None:
+        """Nothing of an answer is out yet: the client gets `error`."""
+        if self.is_ended:
+            return
+        keep_alive = self.client.write_error(self.request, error, self._extra_headers())
+        self.is_keep_alive = keep_alive
+        self._end(error.status, ending)
+
+    def cut(self, error: RequestError, ending: Ending) -> None:
+        """The head is out and the rest will not come: break the stream so that nobody takes it for complete.
+
+        An event stream between two chunks gets its open line closed and an error event, then the connection ends
+        without the final chunk. Inside a chunk, or where no event can be told, it ends at once; where the end of the
+        connection *is* the end of the body, only a reset can tell.
+        """
+        head, framing, transport = self.head, self.framing, self.client.transport
+        assert head is not None and framing is not None
+        self.is_keep_alive = False
+        may_speak = framing.is_between_chunks or framing.ends_with_connection or self._is_unchunked
+        if head.is_event_stream and may_speak:
+            event = _closing(framing.tail) + error_event(error)
+            if not (self._is_unchunked or framing.ends_with_connection):
+                event = b"%x\r\n%b\r\n" % (len(event), event)
+            transport.write(event)
+        elif framing.ends_with_connection or self._is_unchunked:
+            peer: socket.socket | None = transport.get_extra_info("socket")
+            if peer is not None:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            transport.abort()
+        self._end(self.status, ending)
+
+    def _end(self, status: int, ending: Ending) -> None:
+        if self.is_ended:
+            return
+        self.is_ended = True
+        self._unbook()
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abandon()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        self._report(status, ending)
+        self.client.exchange_ended(self)
+
+    # --- telling
+
+    def _own_headers(self) -> bytes:
+        worker = self.worker
+        assert worker is not None
+        return b"X-Request-Id: %b\r\nX-Pointsman-Worker: %b\r\nX-Pointsman-Generation: %d\r\n%b" % (
+            self.request.request_id,
+            worker.id.encode(),
+            self.table.generation,
+            self._profile_header(),
+        )
+
+    def _profile_header(self) -> bytes:
+        if self.plan is None or self.plan.profile == NO_PROFILE:
+            return b""
+        return b"X-Pointsman-Profile: %b\r\n" % self.plan.profile.encode("latin-1", "replace")
+
+    def _extra_headers(self) -> tuple[tuple[str, str], ...]:
+        return (("X-Pointsman-Generation", str(self.table.generation)),)
+
+    def _report(self, status: int, ending: Ending) -> None:
+        context = self.context
+        now = context.now()
+        request = self.request
+        label = self.route.label
+        model = self.table.model_index.get(self.features.model, 0)
+        context.series.count(label, model, status)
+        context.series.observe(label, at.KIND_DURATION, now - request.started)
+        if self.first_byte_at:
+            context.series.observe(label, at.KIND_FIRST_BYTE, self.first_byte_at - request.started)
+        if not context.settings.access_log:
+            return
+        plan = self.plan
+        client = self.client
+        client.log_request(
+            request,
+            status,
+            {
+                "model": self.features.model,
+                "stream": self.features.is_stream,
+                "profile": plan.profile if plan else "",
+                "policy": plan.policy if plan else "",
+                "generation": self.table.generation,
+                "worker": self.worker.url if self.worker else "",
+                "connect_ms": _ms(self.connected_at, request.started),
+                "first_byte_ms": _ms(self.first_byte_at, request.started),
+                "total_ms": _ms(now, request.started),
+                "bytes_in": request.body_size,
+                "bytes_out": self.bytes_out,
+                "resends": self.resends,
+                "end": ending.value,
+            },
+        )
+
+
+def _ms(moment: float, since: float) -> float | None:
+    return round((moment - since) * 1000, 3) if moment else None
+
+
+def _authority(worker: WorkerSpec) -> bytes:
+    host = f"[{worker.host}]" if ":" in worker.host else worker.host
+    default = 443 if worker.tls else 80
+    return (host if worker.port == default else f"{host}:{worker.port}").encode()
+
+
+def _closing(tail: bytes) -> bytes:
+    """What ends an open line and an open event, given the last bytes of an event stream."""
+    text = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if not text or text.endswith(b"\n\n"):
+        return b""
+    return b"\n" if text.endswith(b"\n") else b"\n\n"

@@ -1,0 +1,202 @@
+"""One client request: its parsed head, its body, and what the strict checks say about it.
+
+llhttp (by httptools) finds the framing; the checks here refuse what it tolerates and what two readers could read in
+two ways: duplicates of Host, Authorization and Content-Type, control bytes in values, transfer codings other than
+`chunked`, chunks from a HTTP/1.0 client.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from httptools import HttpParserInvalidURLError, parse_url
+
+from pointsman.daemon.errors import Fault, RequestError, malformed_http
+from pointsman.daemon.relay.heads import HOP_BY_HOP
+
+_SPECIAL = HOP_BY_HOP | {
+    b"authorization",
+    b"content-length",
+    b"content-type",
+    b"expect",
+    b"host",
+    b"x-request-id",
+}
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Inbound:
+    __slots__ = (
+        "_chunks",
+        "authorization",
+        "body_size",
+        "connection_names",
+        "content_length",
+        "error",
+        "expects_continue",
+        "has_body",
+        "headers",
+        "held_bytes",
+        "is_complete",
+        "is_head_complete",
+        "is_http_1_0",
+        "keep_alive",
+        "method",
+        "path",
+        "request_id",
+        "started",
+        "target",
+        "target_parts",
+    )
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        self.target_parts: list[bytes] = []
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.connection_names: tuple[bytes, ...] = ()
+        self.authorization: bytes | None = None
+        self.request_id = b""
+        self.content_length: int | None = None
+        self.has_body = False
+        self.expects_continue = False
+        self.is_http_1_0 = False
+        self.keep_alive = True
+        self.is_head_complete = False
+        self.is_complete = False
+        self.body_size = 0
+        self.held_bytes = 0
+        """of body_size, what still counts against the body buffers"""
+        self.error: RequestError | None = None
+        self._chunks: list[bytes] = []
+
+    # --- the head
+
+    def finish_head(self, method: bytes, version: str, keep_alive: bool) -> None:
+        """Raises RequestError when the head is not acceptable."""
+        self.is_head_complete = True
+        self.method = method
+        self.is_http_1_0 = version == "1.0"
+        self.keep_alive = keep_alive
+        if version not in ("1.1", "1.0"):
+            raise malformed_http(f"HTTP/{version} is not supported", status=505)
+        self.target = b"".join(self.target_parts) if len(self.target_parts) != 1 else self.target_parts[0]
+        self._read_headers()
+        self._read_target()
+
+    def _read_headers(self) -> None:
+        host: bytes | None = None
+        content_type: bytes | None = None
+        has_encoding = False
+        for name, value in self.headers:
+            key = name.lower()
+            if key not in _SPECIAL:
+                continue
+            if key == b"host":
+                if host is not None:
+                    raise malformed_http("more than one Host header")
+                host = value
+            elif key == b"content-length":
+                if self.content_length is not None or not value.isdigit() or len(value) > 18:
+                    raise malformed_http("bad or repeated Content-Length")
+                self.content_length = int(value)
+            elif key == b"authorization":
+                if self.authorization is not None:
+                    raise malformed_http("more than one Authorization header")
+                self.authorization = value
+            elif key == b"content-type":
+                if content_type is not None:
+                    raise malformed_http("more than one Content-Type header")
+                content_type = value
+            elif key == b"transfer-encoding":
+                if has_encoding or value.lower() != b"chunked" or self.is_http_1_0:
+                    raise malformed_http("unsupported transfer coding")
+                has_encoding = True
+            elif key == b"expect":
+                if value.lower() != b"100-continue":
+                    raise RequestError(417, "expectation_failed", "unknown expectation", fault=Fault.CLIENT, close=True)
+                self.expects_continue = not self.is_http_1_0
+            elif key == b"x-request-id":
+                if _SANE_ID.fullmatch(value):
+                    self.request_id = value
+            elif key == b"connection":
+                self.connection_names += tuple(token.strip().lower() for token in value.split(b","))
+        if has_encoding and self.content_length is not None:
+            raise malformed_http("both Content-Length and Transfer-Encoding")
+        if host is None and not self.is_http_1_0:
+            raise malformed_http("the Host header is missing")
+        self.has_body = has_encoding or self.content_length is not None
+        for _, value in self.headers:
+            if _CONTROL.search(value):
+                raise malformed_http("a header value holds a control character")
+
+    def _read_target(self) -> None:
+        target = self.target
+        if not target.startswith(b"/"):
+            target = self.target = self._origin_form(target)
+        if b"#" in target or _CONTROL.search(target) or b" " in target:
+            raise malformed_http("bad request target")
+        self.path = target.partition(b"?")[0]
+
+    def _origin_form(self, target: bytes) -> bytes:
+        """`http://host/path` must be accepted of a server (RFC 9112, 3.2.2); the authority was checked as Host."""
+        if not target[:7].lower() == b"http://" and not target[:8].lower() == b"https://":
+            if target == b"*" and self.method == b"OPTIONS":
+                return b"/*"
+            raise malformed_http("bad request target")
+        try:
+            url = parse_url(target)
+        except HttpParserInvalidURLError:
+            raise malformed_http("bad request target") from None
+        query = b"?" + url.query if url.query else b""
+        return (url.path or b"/") + query
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header; `name` in lower case."""
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return None
+
+    def passing_lines(self) -> bytes:
+        """The headers that go to the worker untouched, as complete lines."""
+        named = self.connection_names
+        parts: list[bytes] = []
+        for name, value in self.headers:
+            key = name.lower()
+            if key in _SPECIAL and key != b"content-type":
+                continue
+            if (named and key in named) or key.startswith(b"x-pointsman-"):
+                continue
+            parts += (name, b": ", value, b"\r\n")
+        return b"".join(parts)
+
+    @property
+    def text_path(self) -> str:
+        return unquote(self.path.decode("latin-1"), errors="replace")
+
+    # --- the body
+
+    def add_body(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self.body_size += len(chunk)
+        self.held_bytes += len(chunk)
+
+    def body(self) -> bytes:
+        chunks = self._chunks
+        if len(chunks) == 1:
+            return chunks[0]
+        joined = b"".join(chunks)
+        self._chunks = [joined]
+        return joined
+
+    def drop_body(self) -> int:
+        """Forget the body (once a worker answers, nobody needs it again); returns the bytes that this sets free."""
+        self._chunks = []
+        freed, self.held_bytes = self.held_bytes, 0
+        return freed

@@ -1,0 +1,58 @@
+"""Endpoints that a shard answers from its own memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from pointsman.daemon.errors import model_not_found
+from pointsman.daemon.relay.answers import JSON, TEXT
+from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.routes import MODELS_PREFIX, ONE_MODEL, Route
+from pointsman.daemon.shm import layout as at
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.context import ShardContext
+
+Answer = tuple[int, bytes, bytes]
+"""status, body, content type"""
+
+
+def answer(context: ShardContext, request: Inbound, route: Route) -> Answer:
+    """Raises RequestError."""
+    if route is ONE_MODEL:
+        return _one_model(context, request)
+    if route.path == "/v1/models":
+        return _models(context)
+    if route.path == "/readiness":
+        return _readiness(context)
+    return 200, b"OK", TEXT
+
+
+def _readiness(context: ShardContext) -> Answer:
+    table = context.table()
+    healthy = sum(1 for load in context.words.survey(table.every_slot) if load >= 0)
+    counts = {"healthy_workers": healthy, "total_workers": len(table.every_slot)}
+    if context.closes_connections:
+        return 503, orjson.dumps({"status": "not ready", "reason": "draining", **counts}), JSON
+    if healthy == 0:
+        return 503, orjson.dumps({"status": "not ready", "reason": "insufficient healthy workers", **counts}), JSON
+    return 200, orjson.dumps({"status": "ready", **counts}), JSON
+
+
+def _card(context: ShardContext, name: str) -> dict[str, object]:
+    created = context.cells[at.H_CREATED_NS] // 1_000_000_000
+    return {"id": name, "object": "model", "created": created, "owned_by": "pointsman"}
+
+
+def _models(context: ShardContext) -> Answer:
+    cards = [_card(context, name) for name in context.table().model_names]
+    return 200, orjson.dumps({"object": "list", "data": cards}), JSON
+
+
+def _one_model(context: ShardContext, request: Inbound) -> Answer:
+    name = request.text_path[len(MODELS_PREFIX) :]
+    if name not in context.table().model_names:
+        raise model_not_found(name)
+    return 200, orjson.dumps(_card(context, name)), JSON

@@ -1,0 +1,77 @@
+"""Which paths are served, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pointsman.daemon.telemetry.series import ROUTES
+
+
+class Kind(IntEnum):
+    JSON = 0
+    """routed; the body is a JSON object"""
+    FORM = 1
+    """routed; the body is a multipart form"""
+    INFO = 2
+    """a GET answered by any healthy worker"""
+    LOCAL = 3
+    """answered by the shard itself"""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    path: str
+    kind: Kind
+    methods: tuple[bytes, ...]
+    label: int
+    """index into telemetry.series.ROUTES"""
+
+    @property
+    def allowed(self) -> str:
+        return b", ".join(self.methods).decode()
+
+
+JSON_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/rerank",
+    "/rerank",
+    "/v2/rerank",
+    "/v1/score",
+    "/score",
+    "/pooling",
+    "/generate",
+    "/v1/classify",
+    "/tokenize",
+    "/detokenize",
+)
+FORM_PATHS = ("/v1/audio/transcriptions",)
+INFO_PATHS = ("/get_model_info", "/get_server_info", "/version")
+LOCAL_PATHS = ("/health", "/liveness", "/readiness", "/v1/models")
+MODELS_PREFIX = b"/v1/models/"
+
+_POST = (b"POST",)
+_GET = (b"GET", b"HEAD")
+
+
+def _label(name: str) -> int:
+    return ROUTES.index(name) if name in ROUTES else 0
+
+
+def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
+    routes = [Route(path, Kind.JSON, _POST, _label(path)) for path in JSON_PATHS]
+    routes += [Route(path, Kind.FORM, _POST, _label(path)) for path in FORM_PATHS]
+    routes += [Route(path, Kind.INFO, _GET, _label("probe")) for path in INFO_PATHS]
+    routes += [Route(path, Kind.LOCAL, _GET, _label("probe")) for path in LOCAL_PATHS if path != "/v1/models"]
+    routes += [Route(path, Kind.JSON, _POST, _label("extra")) for path in extra_paths]
+    routes += [Route("/v1/models", Kind.LOCAL, _GET, _label("models"))]
+    return {route.path.encode(): route for route in routes}
+
+
+ONE_MODEL = Route("/v1/models/ID", Kind.LOCAL, _GET, _label("models"))
+NOWHERE = Route("other", Kind.LOCAL, (), 0)
+"""label of requests for a path that does not exist"""

@@ -1,0 +1,233 @@
+"""Connections to workers: one request in flight on each, kept open between requests, per worker and shard.
+
+An upstream connection is handed to one exchange, tells it what arrives, and goes back to its pool only when the
+message ended exactly where its framing says, the worker keeps the connection open, and all of the request was sent.
+Any anomaly ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from pointsman.config.snapshot import WorkerSpec
+from pointsman.daemon.relay.framing import BodyFraming, FramingError
+from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
+from pointsman.daemon.shm import layout as at
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.context import ShardContext
+    from pointsman.daemon.relay.exchange import Exchange
+
+MAX_HEAD_BYTES = 65536
+REFUSED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+
+
+class UpstreamConnection(asyncio.Protocol):
+    __slots__ = ("_buffer", "_head", "exchange", "framing", "idle_since", "is_reused", "pool", "transport")
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self.pool = pool
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.exchange: Exchange | None = None
+        self.framing: BodyFraming | None = None
+        self.is_reused = False
+        self.idle_since = 0.0
+        self._buffer = b""
+        self._head: ResponseHead | None = None
+
+    # --- from the exchange
+
+    def send(self, exchange: Exchange, head: bytes, body: bytes) -> None:
+        self.exchange = exchange
+        self.framing = None
+        self._head = None
+        if body:
+            self.transport.writelines([head, body])
+        else:
+            self.transport.write(head)
+
+    def abandon(self) -> None:
+        """The exchange wants nothing more of this answer: the worker sees its connection closed."""
+        self.exchange = None
+        self.transport.abort()
+
+    # --- from the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.pool.context.gauge_add(at.G_UPSTREAM_CONNECTIONS, 1)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:  # a worker that speaks unasked: nothing it says could be assigned to a request
+            self.transport.abort()
+            return
+        framing = self.framing
+        try:
+            if framing is None:
+                self._head_received(exchange, data)
+                return
+            end = exchange.body_received(framing, data, 0)
+        except HeadError as error:
+            exchange.answer_broken(str(error))
+            return
+        except FramingError as error:
+            if self.framing is not None:
+                self.framing.spoil()
+            exchange.answer_broken(str(error))
+            return
+        if framing.is_done:
+            self._message_done(exchange, has_surplus=end < len(data))
+
+    def _head_received(self, exchange: Exchange, data: bytes) -> None:
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        start = 0
+        while True:
+            end = data.find(b"\r\n\r\n", start) + 4
+            if end < 4:
+                if len(data) - start > MAX_HEAD_BYTES:
+                    raise HeadError("the worker's response head is too long")
+                self._buffer = data[start:]
+                return
+            head = parse_response_head(data[start:end])
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                raise HeadError("the worker switches protocols unasked")
+            exchange.interim_received(head)
+            start = end
+        self._head = head
+        framing = self.framing = framing_of(head, exchange.method)
+        end = exchange.head_received(head, framing, data, end)
+        if framing.is_done:
+            self._message_done(exchange, has_surplus=end < len(data))
+
+    def _message_done(self, exchange: Exchange, *, has_surplus: bool) -> None:
+        head = cast(ResponseHead, self._head)
+        transport = self.transport
+        may_reuse = head.keeps_alive and not has_surplus and transport.get_write_buffer_size() == 0
+        self.exchange = None
+        if exchange.has_paused_upstream:
+            transport.resume_reading()
+        if may_reuse:
+            self.pool.put(self)
+        else:
+            transport.abort()
+        exchange.answer_complete()
+
+    def eof_received(self) -> None:
+        return None  # the transport closes; connection_lost follows
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.context.gauge_add(at.G_UPSTREAM_CONNECTIONS, -1)
+        self.pool.discard(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        framing = self.framing
+        if framing is not None and framing.ends_with_connection and exc is None:
+            exchange.answer_complete()
+        elif framing is None and not self._buffer:
+            exchange.closed_unanswered(self.is_reused)
+        else:
+            exchange.answer_broken("the worker closed the connection in the middle of its answer")
+
+    def pause_writing(self) -> None:
+        pass  # a request body is complete in memory and bounded there; nothing to hold back
+
+    def resume_writing(self) -> None:
+        pass
+
+
+class UpstreamPool:
+    """Idle connections to one worker, last used first."""
+
+    def __init__(self, context: ShardContext, worker: WorkerSpec) -> None:
+        self.context = context
+        self.worker = worker
+        self.idle: list[UpstreamConnection] = []
+        self.is_closed = False
+
+    def take(self) -> UpstreamConnection | None:
+        oldest = self.context.now() - self.context.settings.pool_idle_timeout_s
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.idle_since >= oldest and not connection.transport.is_closing():
+                connection.is_reused = True
+                return connection
+            connection.transport.abort()
+        return None
+
+    def put(self, connection: UpstreamConnection) -> None:
+        if self.is_closed or len(self.idle) >= self.context.settings.pool_max_idle:
+            connection.transport.abort()
+            return
+        connection.idle_since = self.context.now()
+        self.idle.append(connection)
+
+    def discard(self, connection: UpstreamConnection) -> None:
+        if connection in self.idle:
+            self.idle.remove(connection)
+
+    def close_idle(self, before: float) -> None:
+        """Close what has been idle since before `before`; the oldest come first."""
+        stale = 0
+        for connection in self.idle:
+            if connection.idle_since >= before:
+                break
+            stale += 1
+        for connection in self.idle[:stale]:
+            connection.transport.abort()
+        del self.idle[:stale]
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.close_idle(float("inf"))
+
+    async def connect(self) -> UpstreamConnection:
+        """Raises OSError (TimeoutError and ssl.SSLError included)."""
+        worker = self.worker
+        secure: dict[str, Any] = {}
+        if worker.tls:
+            secure = {"ssl": self.context.upstreams.tls_context(), "server_hostname": worker.host}
+        async with asyncio.timeout(self.context.settings.connect_timeout_s):
+            _, connection = await self.context.loop.create_connection(
+                lambda: UpstreamConnection(self), worker.address, worker.port, **secure
+            )
+        return connection
+
+
+class UpstreamPools:
+    def __init__(self, context: ShardContext) -> None:
+        self._context = context
+        self._pools: dict[str, UpstreamPool] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def of(self, worker: WorkerSpec) -> UpstreamPool:
+        pool = self._pools.get(worker.id)
+        if pool is None or pool.worker.address != worker.address or pool.worker.port != worker.port:
+            if pool is not None:
+                pool.close()
+            pool = self._pools[worker.id] = UpstreamPool(self._context, worker)
+        return pool
+
+    def keep_only(self, workers: Iterable[WorkerSpec]) -> None:
+        """Forget the pools of workers that are gone; their running requests end undisturbed."""
+        live = {worker.id for worker in workers}
+        for gone in self._pools.keys() - live:
+            self._pools.pop(gone).close()
+
+    def close_idle(self, before: float) -> None:
+        for pool in self._pools.values():
+            pool.close_idle(before)
+
+    def tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls

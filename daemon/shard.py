@@ -1,0 +1,218 @@
+"""A data process: accepts on the socket that it inherits, relays, and knows nothing but its memory.
+
+Started by the supervisor, which tells it over the leash what to load, when to serve and when to stop. It reads no
+file, binds nothing and resolves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+
+import uvloop
+
+from pointsman.config import settings as settings_codec
+from pointsman.config import snapshot as snapshot_codec
+from pointsman.config.snapshot import Snapshot
+from pointsman.daemon import leash
+from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK
+from pointsman.daemon.leash import Message
+from pointsman.daemon.relay.client import ClientConnection
+from pointsman.daemon.relay.context import ShardContext
+from pointsman.daemon.relay.exchange import Ending
+from pointsman.daemon.routing.table import RoutingTable
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.native import die_with_parent, name_process
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.logs import log
+
+HEARTBEAT_S = 0.25
+SWEEP_S = 1.0
+DRAIN_POLL_S = 0.02
+
+
+class Shard:
+    def __init__(self, index: int, context: ShardContext, tables: Tables, channel: socket.socket, listener: socket.socket):
+        self.index = index
+        self.context = context
+        self.segment = context.segment
+        self.loop = context.loop
+        self._tables = tables
+        self._channel = channel
+        self._listener = listener
+        self._server: asyncio.Server | None = None
+        self._stopped = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        self._beat()
+        self._sweep()
+        self.loop.add_reader(self._channel.fileno(), self._messages)
+        self.loop.add_signal_handler(signal.SIGTERM, self.drain)
+        await self._stopped.wait()
+        self.context.flush_log()
+
+    # --- periodic
+
+    def _beat(self) -> None:
+        self.segment.beat(self.index)
+        self.loop.call_later(HEARTBEAT_S, self._beat)
+
+    def _sweep(self) -> None:
+        now = self.context.now()
+        for connection in list(self.context.connections):
+            connection.check_deadlines(now)
+        self.context.upstreams.close_idle(now - self.context.settings.pool_idle_timeout_s)
+        self.loop.call_later(SWEEP_S, self._sweep)
+
+    # --- the supervisor's word
+
+    def _messages(self) -> None:
+        while True:
+            try:
+                message, fd = leash.receive(self._channel)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, fd = None, None
+            if message is None:
+                os._exit(EXIT_OK)  # the supervisor is gone, and with it the sockets: nothing left to serve
+            if message.kind == "load" and fd is not None:
+                self._load(message.generation, fd)
+            elif message.kind == "serve":
+                self._spawn(self._serve())
+            elif message.kind == "drain":
+                self.drain()
+
+    def _tell(self, message: Message) -> None:
+        try:
+            leash.send(self._channel, message)
+        except OSError:
+            os._exit(EXIT_OK)
+
+    def _load(self, generation: int, fd: int) -> None:
+        try:
+            self._tables.add(snapshot_codec.decode(leash.read_all(fd)), current=self.segment.generation)
+        except Exception as error:  # boundary: whatever is wrong with it, the old generation must go on
+            log("snapshot_refused", level="error", shard=self.index, generation=generation, reason=str(error))
+            self._tell(Message("failed", generation, str(error)[:500]))
+            return
+        finally:
+            os.close(fd)
+        self.segment.set_process(self.index, at.P_LOADED, generation)
+        self._tell(Message("loaded", generation))
+
+    async def _serve(self) -> None:
+        if self._server is None:
+            self.context.table()
+            self._server = await self.loop.create_server(
+                lambda: ClientConnection(self.context), sock=self._listener, backlog=self.context.settings.backlog
+            )
+            gc.collect()
+            gc.freeze()  # what the start built lives as long as the process: never walk it again
+        self._tell(Message("ready"))
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = self.loop.create_task(work)  # type: ignore[arg-type]
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log("shard_failed", level="error", shard=self.index, reason=repr(error))
+            os._exit(EXIT_BOOT_FAILED)
+
+    # --- stopping
+
+    def drain(self) -> None:
+        """Answers say `Connection: close` from now on; accept for `drain_delay_s`, then finish what runs."""
+        if not self.context.is_draining:
+            self.context.is_draining = True
+            self._spawn(self._drain())
+
+    async def _drain(self) -> None:
+        settings = self.context.settings
+        deadline = time.monotonic() + settings.drain_delay_s + settings.shutdown_grace_s
+        if settings.drain_delay_s:
+            await asyncio.sleep(settings.drain_delay_s)
+        for _ in range(2):  # let the loop accept what already waits in the queue
+            await asyncio.sleep(0)
+        if self._server is not None:
+            self._server.close()
+        await asyncio.sleep(0)
+        while self.context.connections:
+            for connection in list(self.context.connections):
+                connection.close_if_idle()
+            if time.monotonic() > deadline:
+                await self._cut_all()
+                break
+            await asyncio.sleep(DRAIN_POLL_S)
+        self._stopped.set()
+
+    async def _cut_all(self) -> None:
+        for connection in list(self.context.connections):
+            if connection.exchange is not None:
+                connection.exchange.expire(Ending.SHUTDOWN)
+            else:
+                connection.transport.abort()
+        await asyncio.sleep(DRAIN_POLL_S)  # what was written reaches the kernel
+
+
+class Tables:
+    """The compiled generations from the current one on; a running request holds on to its own."""
+
+    def __init__(self) -> None:
+        self._by_generation: dict[int, RoutingTable] = {0: RoutingTable(Snapshot(generation=0))}
+
+    def add(self, snapshot: Snapshot, *, current: int) -> None:
+        self._by_generation[snapshot.generation] = RoutingTable(snapshot)
+        for old in [generation for generation in self._by_generation if generation < current]:
+            del self._by_generation[old]
+
+    def __call__(self, generation: int) -> RoutingTable:
+        return self._by_generation[generation]
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="pointsman.daemon.shard")
+    for name in ("index", "settings-fd", "segment-fd", "leash-fd", "listen-fd"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    return parser.parse_args(argv)
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    channel = socket.socket(fileno=arguments.leash_fd)
+    channel.setblocking(False)
+    listener = socket.socket(fileno=arguments.listen_fd)
+    settings = settings_codec.decode(leash.read_all(arguments.settings_fd))
+    segment = Segment.attach(arguments.segment_fd)
+    tables = Tables()
+    loop = asyncio.get_running_loop()
+    # the segment may already be generations ahead of what this process has loaded
+    context = ShardContext(settings, segment, arguments.index, loop, tables)
+    await Shard(arguments.index, context, tables, channel, listener).run()
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    die_with_parent(signal.SIGKILL)
+    name_process(f"pointsman-s{arguments.index}")
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's, meant for the supervisor
+        signal.signal(ignored, signal.SIG_IGN)
+    try:
+        uvloop.run(_main(arguments))
+    except Exception as error:  # boundary: tell the supervisor that trying again is useless
+        log("shard_boot_failed", level="error", shard=arguments.index, reason=repr(error))
+        return EXIT_BOOT_FAILED
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Where everything lies in the shared segment: pure arithmetic, the one place that knows an offset.
+
+The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECTURE.md, "Shared memory"):
+
+* counters and gauges: one writer per word, readers add up; no lock; recovery after a crash = zero the dead writer's
+  row. Aligned 8-byte loads and stores are atomic on every machine that we build for.
+* routing state: short critical sections under the robust mutex in the header.
+
+    header           one page: identity, current generation, phase, round-robin cursor, routing mutex
+    process rows     one per shard, then control: pid, heartbeat, loaded generation, state, restarts
+    worker rows      one per worker slot: status and since when (written under the routing mutex)
+    load rows        [shard][worker], a cache line each: in flight, bytes in flight, picks, failures
+    shard gauges     one row per shard
+    request series   per shard, an append-only open table (route, model, code) -> count
+    histograms       per shard, [route][kind]: bucket counts, count, sum
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MAGIC = 0x314D48534D535450  # "PTSMSHM1", little endian
+VERSION = 1
+WORD = 8
+PAGE_WORDS = 512
+
+# header words; those that change sit on cache lines of their own
+H_MAGIC, H_VERSION, H_SIZE, H_SHARDS, H_SLOTS, H_CREATED_NS = range(6)
+H_GENERATION = 8
+H_PHASE = 16
+H_CURSOR = 24
+H_MUTEX = 32
+H_LOCK_TIMEOUTS = 40
+H_LOCK_RECOVERIES = 41
+
+# phase
+PHASE_RUNNING, PHASE_DRAINING = range(2)
+
+# process row
+PROCESS_WORDS = 16
+P_PID, P_STATE, P_RESTARTS, P_STARTED_NS = range(4)  # written by the supervisor
+P_HEARTBEAT_NS, P_LOADED = 8, 9  # written by the process itself
+
+# process state
+PROCESS_DOWN, PROCESS_BOOTING, PROCESS_READY, PROCESS_DRAINING = range(4)
+
+# worker row
+WORKER_WORDS = 8
+W_STATUS, W_SINCE_MS = range(2)
+
+# worker status
+STATUS_FREE, STATUS_PENDING, STATUS_UP, STATUS_DOWN, STATUS_DRAINING = range(5)
+
+# load row
+LOAD_WORDS = 8
+L_INFLIGHT, L_INFLIGHT_BYTES, L_PICKS, L_CONNECT_FAILURES, L_FAILURES = range(5)
+
+# shard gauges; those before G_FIRST_COUNTER return to 0 with the shard, the others only grow
+GAUGE_WORDS = 64
+G_CONNECTIONS, G_REQUESTS, G_BUFFERED_BYTES, G_UPSTREAM_CONNECTIONS = range(4)
+G_FIRST_COUNTER = 16
+G_LOG_DROPPED, G_PROFILE_FALLBACKS, G_CLIENT_DISCONNECTS, G_UPSTREAM_RESENDS, G_SERIES_FULL = range(16, 21)
+
+# request series: pairs (key + 1, count)
+SERIES_SLOTS = 4096
+SERIES_WORDS = 2 * SERIES_SLOTS
+
+# histograms
+HISTOGRAM_ROUTES = 64
+HISTOGRAM_KINDS = 2
+KIND_DURATION, KIND_FIRST_BYTE = range(2)
+BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0,
+)  # fmt: skip
+"""upper bounds in seconds; one more bucket holds the rest"""
+HISTOGRAM_WORDS = 32
+HISTOGRAM_COUNT = 24
+HISTOGRAM_SUM_US = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Word offsets for `shards` shards and `slots` worker slots."""
+
+    shards: int
+    slots: int
+    processes: int = field(init=False)
+    workers: int = field(init=False)
+    loads: int = field(init=False)
+    gauges: int = field(init=False)
+    series: int = field(init=False)
+    histograms: int = field(init=False)
+    words: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        offset = PAGE_WORDS
+        for name, words in (
+            ("processes", (self.shards + 1) * PROCESS_WORDS),
+            ("workers", self.slots * WORKER_WORDS),
+            ("loads", self.shards * self.slots * LOAD_WORDS),
+            ("gauges", self.shards * GAUGE_WORDS),
+            ("series", self.shards * SERIES_WORDS),
+            ("histograms", self.shards * HISTOGRAM_ROUTES * HISTOGRAM_KINDS * HISTOGRAM_WORDS),
+        ):
+            object.__setattr__(self, name, offset)
+            offset += words
+        pages = -(-offset // PAGE_WORDS)
+        object.__setattr__(self, "words", pages * PAGE_WORDS)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.words * WORD
+
+    @property
+    def control(self) -> int:
+        """Index of control's process row."""
+        return self.shards
+
+    def process(self, index: int, word: int) -> int:
+        return self.processes + index * PROCESS_WORDS + word
+
+    def worker(self, slot: int, word: int) -> int:
+        return self.workers + slot * WORKER_WORDS + word
+
+    def load(self, shard: int, slot: int, word: int) -> int:
+        return self.loads + (shard * self.slots + slot) * LOAD_WORDS + word
+
+    def gauge(self, shard: int, word: int) -> int:
+        return self.gauges + shard * GAUGE_WORDS + word
+
+    def series_row(self, shard: int) -> int:
+        return self.series + shard * SERIES_WORDS
+
+    def histogram(self, shard: int, route: int, kind: int) -> int:
+        return self.histograms + ((shard * HISTOGRAM_ROUTES + route) * HISTOGRAM_KINDS + kind) * HISTOGRAM_WORDS

@@ -1,0 +1,215 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The operations on the shared segment that must be atomic, locked or cheap.
+
+The routing mutex is a process-shared robust pthread mutex. A holder that dies is noticed by the next one, which makes
+it consistent, and that is counted: what the mutex guards is kept valid at every step (single words), so there is
+nothing else to repair. A holder that is merely stopped is not noticed by the kernel, so `lock` gives up after its
+deadline; the caller then decides by the lock-free counters. `H_LOCK_TIMEOUTS` counts those.
+"""
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+
+from pointsman.daemon.shm import layout as _layout
+
+cdef extern from "<errno.h>" nogil:
+    int EOWNERDEAD, ETIMEDOUT
+
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    cdef struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *when)
+    int CLOCK_MONOTONIC
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int PTHREAD_PROCESS_SHARED
+    int PTHREAD_MUTEX_ROBUST
+    int pthread_mutexattr_init(pthread_mutexattr_t *attr)
+    int pthread_mutexattr_destroy(pthread_mutexattr_t *attr)
+    int pthread_mutexattr_setpshared(pthread_mutexattr_t *attr, int shared)
+    int pthread_mutexattr_setrobust(pthread_mutexattr_t *attr, int robust)
+    int pthread_mutex_init(pthread_mutex_t *mutex, pthread_mutexattr_t *attr)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
+    int pthread_mutex_clocklock(pthread_mutex_t *mutex, int clock, timespec *deadline)
+    int pthread_mutex_consistent(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long argument, ...)
+    int PR_SET_PDEATHSIG
+    int PR_SET_NAME
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline int64_t word_load(int64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    static inline void word_store(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+    static inline int64_t word_add(int64_t *p, int64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
+    static inline int64_t word_relaxed(int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    """
+    int64_t word_load(int64_t *p) nogil
+    void word_store(int64_t *p, int64_t v) nogil
+    int64_t word_add(int64_t *p, int64_t v) nogil
+    int64_t word_relaxed(int64_t *p) nogil
+
+cdef enum:
+    MAX_MUTEX_BYTES = 64
+
+cdef int64_t STATUS_UP = _layout.STATUS_UP
+cdef int64_t LOAD_WORDS = _layout.LOAD_WORDS
+cdef int64_t WORKER_WORDS = _layout.WORKER_WORDS
+cdef int64_t L_INFLIGHT = _layout.L_INFLIGHT
+cdef int64_t L_INFLIGHT_BYTES = _layout.L_INFLIGHT_BYTES
+cdef int64_t L_PICKS = _layout.L_PICKS
+cdef int64_t H_GENERATION = _layout.H_GENERATION
+cdef int64_t H_CURSOR = _layout.H_CURSOR
+cdef int64_t H_MUTEX = _layout.H_MUTEX
+cdef int64_t H_LOCK_TIMEOUTS = _layout.H_LOCK_TIMEOUTS
+cdef int64_t H_LOCK_RECOVERIES = _layout.H_LOCK_RECOVERIES
+
+
+cdef class Words:
+    """The segment's memory, seen as words; `loads` and `workers` are the layout's offsets."""
+
+    cdef Py_buffer view
+    cdef int64_t *word
+    cdef pthread_mutex_t *mutex
+    cdef int64_t shards, slots, loads, workers
+    cdef bint attached
+
+    def __cinit__(self, buffer, int64_t shards, int64_t slots, int64_t loads, int64_t workers):
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
+        self.attached = True
+        self.word = <int64_t *> self.view.buf
+        self.mutex = <pthread_mutex_t *> (self.word + H_MUTEX)
+        self.shards, self.slots, self.loads, self.workers = shards, slots, loads, workers
+
+    def __dealloc__(self):
+        if self.attached:
+            PyBuffer_Release(&self.view)
+
+    cdef inline int64_t *_load(self, int64_t shard, int64_t slot) except NULL:
+        if not (0 <= shard < self.shards and 0 <= slot < self.slots):
+            raise IndexError(f"no load row for shard {shard}, slot {slot}")
+        return self.word + self.loads + (shard * self.slots + slot) * LOAD_WORDS
+
+    # --- the routing mutex
+
+    def init_mutex(self):
+        """Only by the segment's creator, before anybody else attaches."""
+        cdef pthread_mutexattr_t attr
+        assert sizeof(pthread_mutex_t) <= MAX_MUTEX_BYTES
+        pthread_mutexattr_init(&attr)
+        pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED)
+        pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST)
+        cdef int code = pthread_mutex_init(self.mutex, &attr)
+        pthread_mutexattr_destroy(&attr)
+        if code:
+            raise OSError(code, "pthread_mutex_init")
+
+    def lock(self, int64_t deadline_us=2000) -> bool:
+        """True when held. False after `deadline_us`: decide without it."""
+        cdef timespec until
+        cdef int code = pthread_mutex_trylock(self.mutex)
+        if code and code != EOWNERDEAD:
+            clock_gettime(CLOCK_MONOTONIC, &until)
+            until.tv_nsec += deadline_us * 1000
+            until.tv_sec += until.tv_nsec // 1000000000
+            until.tv_nsec %= 1000000000
+            with nogil:
+                code = pthread_mutex_clocklock(self.mutex, CLOCK_MONOTONIC, &until)
+        if code == EOWNERDEAD:
+            pthread_mutex_consistent(self.mutex)
+            word_add(self.word + H_LOCK_RECOVERIES, 1)
+            code = 0
+        if code == ETIMEDOUT:
+            word_add(self.word + H_LOCK_TIMEOUTS, 1)
+            return False
+        if code:
+            raise OSError(code, "pthread_mutex_clocklock")
+        return True
+
+    def unlock(self):
+        cdef int code = pthread_mutex_unlock(self.mutex)
+        if code:
+            raise OSError(code, "pthread_mutex_unlock")
+
+    # --- single words
+
+    def generation(self) -> int:
+        return word_load(self.word + H_GENERATION)
+
+    def next_cursor(self) -> int:
+        """The shared round-robin cursor: every call on any process gets another number."""
+        return word_add(self.word + H_CURSOR, 1)
+
+    def get(self, int64_t index) -> int:
+        return word_load(self.word + index)
+
+    def put(self, int64_t index, int64_t value):
+        word_store(self.word + index, value)
+
+    def add(self, int64_t index, int64_t value):
+        """Only for words whose one writer is the caller; a plain store, but readers never see a torn word."""
+        word_store(self.word + index, word_relaxed(self.word + index) + value)
+
+    def fill_zero(self, int64_t index, int64_t count):
+        if index < 0 or count < 0 or (index + count) * 8 > self.view.len:
+            raise IndexError("outside the segment")
+        memset(self.word + index, 0, count * 8)
+
+    # --- load rows
+
+    def book(self, int64_t shard, int64_t slot, int64_t prompt_bytes):
+        cdef int64_t *row = self._load(shard, slot)
+        word_store(row + L_INFLIGHT, word_relaxed(row + L_INFLIGHT) + 1)
+        word_store(row + L_INFLIGHT_BYTES, word_relaxed(row + L_INFLIGHT_BYTES) + prompt_bytes)
+        word_store(row + L_PICKS, word_relaxed(row + L_PICKS) + 1)
+
+    def release(self, int64_t shard, int64_t slot, int64_t prompt_bytes):
+        cdef int64_t *row = self._load(shard, slot)
+        word_store(row + L_INFLIGHT, word_relaxed(row + L_INFLIGHT) - 1)
+        word_store(row + L_INFLIGHT_BYTES, word_relaxed(row + L_INFLIGHT_BYTES) - prompt_bytes)
+
+    def total(self, int64_t slot, int64_t word) -> int:
+        """One load word of a worker, added up over the shards."""
+        cdef int64_t shard, sum = 0
+        if not (0 <= word < LOAD_WORDS):
+            raise IndexError("no such load word")
+        for shard in range(self.shards):
+            sum += word_load(self._load(shard, slot) + word)
+        return sum
+
+    def survey(self, tuple slots) -> list:
+        """For each slot the requests in flight over all shards, or -1 where the worker is not up."""
+        cdef int64_t slot, shard, sum
+        cdef list out = []
+        for slot in slots:
+            if not 0 <= slot < self.slots:
+                raise IndexError(f"no worker slot {slot}")
+            if word_load(self.word + self.workers + slot * WORKER_WORDS) != STATUS_UP:
+                out.append(-1)
+                continue
+            sum = 0
+            for shard in range(self.shards):
+                sum += word_load(self._load(shard, slot) + L_INFLIGHT)
+            out.append(sum if sum > 0 else 0)
+        return out
+
+
+def die_with_parent(int signal_number):
+    """Linux sends `signal_number` to this process when the process that started it ends."""
+    if prctl(PR_SET_PDEATHSIG, <unsigned long> signal_number):
+        raise OSError("prctl(PR_SET_PDEATHSIG)")
+
+
+def name_process(str name):
+    """What `ps -o comm` and `top` show; at most 15 bytes."""
+    cdef bytes encoded = name.encode()[:15]
+    prctl(PR_SET_NAME, <unsigned long> <char *> encoded)

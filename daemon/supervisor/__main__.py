@@ -1,0 +1,77 @@
+"""`python -m pointsman.daemon.supervisor --settings-fd N`: what `pointsman serve` turns into once its configuration is read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+
+from pointsman.config import settings as settings_codec
+from pointsman.config.settings import Settings
+from pointsman.daemon import leash
+from pointsman.daemon.errors import EXIT_UNAVAILABLE
+from pointsman.daemon.shm.native import name_process
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.supervisor import listeners
+from pointsman.daemon.supervisor.arbiter import Arbiter
+from pointsman.daemon.supervisor.children import Child
+from pointsman.daemon.supervisor.notify import Notifier
+
+
+def _shard(index: int, segment: Segment, settings_fd: int, listener: socket.socket) -> Child:
+    fds = (settings_fd, segment.fd, listener.fileno())
+    arguments = ("-m", "pointsman.daemon.shard", "--index", str(index), "--settings-fd", str(settings_fd))
+    arguments += ("--segment-fd", str(segment.fd), "--listen-fd", str(listener.fileno()))
+    return Child(f"shard {index}", index, segment, arguments, fds)
+
+
+def _control(segment: Segment, settings_fd: int, sockets: list[socket.socket]) -> Child:
+    admin_fds = [sock.fileno() for sock in sockets]
+    arguments = ("-m", "pointsman.daemon.control", "--settings-fd", str(settings_fd))
+    arguments += ("--segment-fd", str(segment.fd), "--admin-fds", ",".join(map(str, admin_fds)))
+    return Child("control", segment.layout.control, segment, arguments, (settings_fd, segment.fd, *admin_fds))
+
+
+def _bound(settings: Settings, data: list[socket.socket], admin: list[socket.socket]) -> Settings:
+    """The settings with the ports that were really bound (0 asks for any)."""
+    import msgspec
+
+    port = data[0].getsockname()[1]
+    return msgspec.structs.replace(settings, port=port, admin_listen=tuple(map(listeners.describe, admin)))
+
+
+def run(settings: Settings) -> int:
+    data: list[socket.socket] = []
+    admin: list[socket.socket] = []
+    try:
+        data = listeners.data_sockets(settings.host, settings.port, settings.shards, settings.backlog)
+        admin += (listeners.admin_socket(where) for where in settings.admin_listen)
+    except listeners.ListenError as error:
+        print(f"pointsman: {error}", file=sys.stderr)
+        listeners.remove_unix_sockets(tuple(map(listeners.describe, admin)))
+        return EXIT_UNAVAILABLE
+    settings = _bound(settings, data, admin)
+    settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))
+    segment = Segment.create(settings.shards, settings.max_workers)
+    shards = [_shard(index, segment, settings_fd, sock) for index, sock in enumerate(data)]
+    control = _control(segment, settings_fd, admin)
+    arbiter = Arbiter(settings, segment, shards, control, Notifier(), listeners.describe(data[0]))
+    try:
+        return arbiter.run()
+    finally:
+        listeners.remove_unix_sockets(settings.admin_listen)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="pointsman.daemon.supervisor")
+    parser.add_argument("--settings-fd", type=int, required=True)
+    fd = parser.parse_args(argv).settings_fd
+    settings = settings_codec.decode(leash.read_all(fd))
+    os.close(fd)
+    name_process("pointsman")
+    return run(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+"""The supervisor's loop: converge to the wanted process tree, roll generations out, stop in order.
+
+Theory of operation. There is one place for control and one for each shard. On every turn (an event, or 0.2 s):
+
+    reap what died  ->  kill what is stuck  ->  start what is missing  ->  read the leashes  ->  move the rollout
+
+A shard that dies is reaped first, then its rows in shared memory are reclaimed, then its successor starts on the same
+listening socket with the current generation: nothing here waits for control. A process that says it cannot boot
+(EXIT_BOOT_FAILED), or dies again and again before it is ready, ends the daemon: respawning would hide the defect and
+burn the machine. Control is less vital than the shards: once it has been up it is restarted with growing pauses.
+
+Stopping: the phase in the segment turns readiness and keep-alive off everywhere at once, shards finish what runs,
+control goes last; a second signal, or the end of the grace, kills. Children that outlive us are killed by the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from dataclasses import dataclass
+
+from pointsman.config.settings import Settings
+from pointsman.daemon import leash
+from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK, EXIT_SOFTWARE
+from pointsman.daemon.leash import Message
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.supervisor.children import Child
+from pointsman.daemon.supervisor.notify import Notifier
+from pointsman.daemon.supervisor.rollout import Rollout
+from pointsman.daemon.telemetry.logs import log
+
+TURN_S = 0.2
+MAX_EARLY_DEATHS = 5
+CONTROL_PAUSE_S = 0.25
+MAX_CONTROL_PAUSE_S = 15.0
+CONTROL_STOP_S = 2.0
+KILL_MARGIN_S = 1.0
+"""after the grace the shards cut what is left by themselves; this much later they are killed"""
+
+
+@dataclass(slots=True)
+class Published:
+    """The snapshots that the supervisor holds: what is current, and what is being rolled out."""
+
+    fd: int = -1
+    pending_fd: int = -1
+    rollout: Rollout | None = None
+
+    def accept(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self.pending_fd, self.rollout = self.pending_fd, -1, None
+
+    def refuse(self) -> None:
+        os.close(self.pending_fd)
+        self.pending_fd, self.rollout = -1, None
+
+
+@dataclass(slots=True)
+class Stop:
+    exit_code: int = EXIT_OK
+    started: float = 0.0
+    is_asked: bool = False
+    is_now: bool = False
+    shards_gone: float = 0.0
+
+
+@dataclass(slots=True)
+class _Signals:
+    """Handlers only note; the loop acts."""
+
+    stop: int = 0
+    reload: bool = False
+
+
+class Arbiter:
+    def __init__(
+        self, settings: Settings, segment: Segment, shards: list[Child], control: Child, notifier: Notifier, listen: str
+    ) -> None:
+        self._settings = settings
+        self._segment = segment
+        self._shards = shards
+        self._control = control
+        self._notifier = notifier
+        self._listen = listen
+        self._published = Published()
+        self._stop = Stop()
+        self._signals = _Signals()
+        self._selector = selectors.DefaultSelector()
+        self._was_ready = False
+        self._control_was_ready = False
+        self._control_waits = False
+        """control said hello while a rollout was under way"""
+        self._next_watchdog = 0.0
+
+    # --- the loop
+
+    def run(self) -> int:
+        """Until everything has stopped; returns the exit code."""
+        self._install_signals()
+        while True:
+            now = time.monotonic()
+            self._reap(now)
+            self._obey_signals(now)
+            if self._stop.is_asked:
+                if self._is_stopped(now):
+                    break
+            else:
+                self._replace_stuck(now)
+                self._start_missing(now)
+            self._advance_rollout(now)
+            self._tell_systemd(now)
+            for key, _ in self._selector.select(TURN_S):
+                self._read(key)
+        log("stopped", exit_code=self._stop.exit_code)
+        return self._stop.exit_code
+
+    def _install_signals(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._wakeup = (ours, theirs)
+        self._selector.register(ours, selectors.EVENT_READ, None)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_stop)
+        signal.signal(signal.SIGHUP, self._note_reload)
+
+    def _note_stop(self, *_: object) -> None:
+        self._signals.stop += 1
+
+    def _note_reload(self, *_: object) -> None:
+        self._signals.reload = True
+
+    def _obey_signals(self, now: float) -> None:
+        signals = self._signals
+        if signals.reload:
+            signals.reload = False
+            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._control.tell(Message("reload"))
+            self._notifier.send("READY=1")
+        if signals.stop >= 1 and not self._stop.is_asked:
+            self._begin_stop(now, EXIT_OK, "signal")
+        if signals.stop >= 2 and not self._stop.is_now:
+            log("stopping_now", level="warning")
+            self._stop.is_now = True
+            for child in self._children:
+                child.kill()
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._shards, self._control]
+
+    # --- processes
+
+    def _reap(self, now: float) -> None:
+        for child in self._children:
+            if not child.is_running:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                self._buried(child, os.waitstatus_to_exitcode(status), now)
+
+    def _buried(self, child: Child, code: int, now: float) -> None:
+        if child.channel is not None:
+            self._selector.unregister(child.channel)
+        was_ready = child.is_ready
+        child.died()
+        lost = 0 if child is self._control else self._segment.reclaim_shard(child.index)
+        if self._stop.is_asked:
+            return
+        log("process_died", level="error", process=child.name, exit_code=code, was_ready=was_ready, requests_lost=lost)
+        if child is self._control:
+            self._control_waits = False
+            self._control_died(code, now)
+        elif code == EXIT_BOOT_FAILED:
+            self._begin_stop(now, EXIT_SOFTWARE, f"{child.name} cannot boot")
+        elif child.early_deaths >= MAX_EARLY_DEATHS:
+            self._begin_stop(now, EXIT_SOFTWARE, f"{child.name} died {child.early_deaths} times before it was ready")
+
+    def _control_died(self, code: int, now: float) -> None:
+        deaths = self._control.early_deaths
+        if not self._control_was_ready and (code == EXIT_BOOT_FAILED or deaths >= MAX_EARLY_DEATHS):
+            self._begin_stop(now, EXIT_SOFTWARE, "control cannot boot")
+        elif deaths:
+            self._control.restart_at = now + min(MAX_CONTROL_PAUSE_S, CONTROL_PAUSE_S * 2**deaths)
+
+    def _replace_stuck(self, now: float) -> None:
+        for child in self._children:
+            if child.is_running and child.is_stuck(now):
+                log("process_stuck", level="error", process=child.name, pid=child.pid)
+                child.kill()
+
+    def _start_missing(self, now: float) -> None:
+        for child in self._children:
+            if child.is_running or now < child.restart_at:
+                continue
+            child.start()
+            if child.channel is not None:
+                self._selector.register(child.channel, selectors.EVENT_READ, child)
+            if child is not self._control:
+                self._brief(child, now)
+
+    def _brief(self, shard: Child, now: float) -> None:
+        """A new shard gets what is current, serves at once, and takes its part in a running rollout."""
+        if self._published.fd >= 0:
+            shard.tell(Message("load", self._segment.generation), self._published.fd)
+            shard.tell(Message("serve"))
+        rollout = self._published.rollout
+        if rollout is not None:
+            shard.tell(Message("load", rollout.generation), self._published.pending_fd)
+            rollout.restarted(shard.index, now)
+
+    # --- leashes
+
+    def _read(self, key: selectors.SelectorKey) -> None:
+        if key.data is None:
+            try:
+                while self._wakeup[0].recv(4096):
+                    pass
+            except BlockingIOError:
+                return
+            return
+        child: Child = key.data
+        while child.channel is not None:
+            try:
+                message, fd = leash.receive(child.channel)
+            except BlockingIOError:
+                return
+            except OSError:
+                return
+            if message is None:
+                self._selector.unregister(child.channel)  # it is ending; the reaping follows
+                child.channel.close()
+                child.channel = None
+                return
+            if child is self._control:
+                self._from_control(message, fd)
+            else:
+                self._from_shard(child, message)
+
+    def _from_shard(self, shard: Child, message: Message) -> None:
+        rollout = self._published.rollout
+        if message.kind == "ready":
+            shard.ready()
+        elif message.kind == "loaded" and rollout is not None and message.generation == rollout.generation:
+            rollout.loaded(shard.index)
+        elif message.kind == "failed" and rollout is not None and message.generation == rollout.generation:
+            rollout.failed(shard.index, message.reason)
+
+    def _from_control(self, message: Message, fd: int | None) -> None:
+        if message.kind == "publish" and fd is not None:
+            self._publish(message.generation, fd)
+        elif message.kind == "hello":
+            self._control_waits = True
+        elif message.kind == "ready":
+            self._control.ready()
+            self._control_was_ready = True
+
+    # --- generations
+
+    def _publish(self, generation: int, fd: int) -> None:
+        if self._published.rollout is not None or generation <= self._segment.generation or self._stop.is_asked:
+            os.close(fd)
+            reason = "the daemon is stopping" if self._stop.is_asked else "another rollout is under way, or it is old"
+            self._control.tell(Message("refused", generation, reason))
+            return
+        self._published.pending_fd = fd
+        self._published.rollout = Rollout(generation, (s.index for s in self._shards), time.monotonic())
+        for shard in self._shards:
+            shard.tell(Message("load", generation), fd)
+
+    def _advance_rollout(self, now: float) -> None:
+        rollout = self._published.rollout
+        if rollout is not None:
+            self._decide(rollout, now)
+        if self._control_waits and self._published.rollout is None:
+            self._control_waits = False
+            fd = self._published.fd
+            self._control.tell(Message("welcome", self._segment.generation), fd if fd >= 0 else None)
+
+    def _decide(self, rollout: Rollout, now: float) -> None:
+        if rollout.refusal is not None:
+            self._published.refuse()
+            log("generation_refused", level="error", generation=rollout.generation, reason=rollout.refusal)
+            self._control.tell(Message("refused", rollout.generation, rollout.refusal))
+        elif rollout.is_complete:
+            is_first = self._segment.generation == 0
+            self._published.accept()
+            self._segment.make_current(rollout.generation)
+            self._control.tell(Message("published", rollout.generation))
+            if is_first:
+                for shard in self._shards:
+                    shard.tell(Message("serve"))
+        else:
+            for index in rollout.silent(now):
+                shard = self._shards[index]
+                if shard.is_ready:
+                    log("shard_silent", level="error", shard=index, generation=rollout.generation)
+                    shard.kill()
+
+    # --- stopping
+
+    def _begin_stop(self, now: float, exit_code: int, reason: str) -> None:
+        stop = self._stop
+        stop.is_asked, stop.started, stop.exit_code = True, now, exit_code
+        log("stopping", level="info" if exit_code == EXIT_OK else "error", reason=reason)
+        self._notifier.send("STOPPING=1")
+        self._segment.start_draining()
+        for child in self._children:
+            child.draining()
+            child.tell(Message("drain"))
+            if not child.is_ready:
+                child.kill()
+
+    def _is_stopped(self, now: float) -> bool:
+        stop = self._stop
+        settings = self._settings
+        if any(shard.is_running for shard in self._shards):
+            if now - stop.started > settings.drain_delay_s + settings.shutdown_grace_s + KILL_MARGIN_S:
+                for shard in self._shards:
+                    shard.kill()
+            return False
+        if not self._control.is_running:
+            return True
+        if not stop.shards_gone:
+            stop.shards_gone = now
+            self._control.kill(signal.SIGTERM)
+        elif now - stop.shards_gone > CONTROL_STOP_S:
+            self._control.kill()
+        return False
+
+    # --- telling
+
+    def _tell_systemd(self, now: float) -> None:
+        ready = sum(shard.is_ready for shard in self._shards)
+        if not self._was_ready and ready == len(self._shards) and self._control.is_ready:
+            self._was_ready = True
+            log("ready", listen=self._listen, shards=ready, generation=self._segment.generation, pid=os.getpid())
+            self._notifier.send("READY=1", f"STATUS={ready}/{len(self._shards)} shards")
+        interval = self._notifier.watchdog_s
+        if interval is not None and now >= self._next_watchdog and all(child.is_ready for child in self._children):
+            self._next_watchdog = now + interval
+            self._notifier.send("WATCHDOG=1")
