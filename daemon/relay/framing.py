@@ -80,6 +80,8 @@ class BodyFraming:
                 self.left -= end - position
                 if pieces is not None:
                     pieces.append(data[position:end])
+                if payload_end and end - position < 4:
+                    self._note_tail(data, payload_start, payload_end)
                 payload_start, payload_end = position, end
                 position = end
                 if self.left == 0:
@@ -96,9 +98,12 @@ class BodyFraming:
             else:
                 break
         if payload_end:
-            piece = data[max(payload_start, payload_end - 4) : payload_end]
-            self.tail = piece if len(piece) == 4 else (self.tail + piece)[-4:]
+            self._note_tail(data, payload_start, payload_end)
         return position
+
+    def _note_tail(self, data: bytes, start: int, end: int) -> None:
+        piece = data[max(start, end - 4) : end]
+        self.tail = piece if len(piece) == 4 else (self.tail + piece)[-4:]
 
     def _take_line(self, data: bytes, position: int) -> tuple[bytes | None, int]:
         """(the line without CRLF, or None when it is not complete yet; position after what was consumed)."""
