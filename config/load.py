@@ -1,0 +1,28 @@
+"""The two files that are edited live, profiles and workers, as what the daemon runs on.
+
+Every defect of a file is found in one pass and raised together as `ConfigErrors`; a file is taken whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pointsman.config import documents
+from pointsman.config.profiles_file import ProfilesFile, read_profiles
+from pointsman.config.workers_file import DeclaredWorker, read_workers
+
+__all__ = ["DEFAULT_PROFILES", "DeclaredWorker", "ProfilesFile", "load_profiles", "load_workers"]
+
+DEFAULT_PROFILES = Path(__file__).with_name("default_profiles.json")
+"""Shipped; for a daemon without a profiles file of its own."""
+
+
+def load_profiles(path: Path, policies: Collection[str]) -> ProfilesFile:
+    """Raises ConfigErrors. `policies` are the canonical names that `routingStrategy` may take."""
+    return read_profiles(documents.read(path), policies)
+
+
+def load_workers(path: Path) -> tuple[DeclaredWorker, ...]:
+    """Raises ConfigErrors. In the file's order; URLs are canonical and unique."""
+    return read_workers(documents.read(path))
