@@ -1,0 +1,132 @@
+"""From an HTTP request to its handler: journal, faults, errors, and the end of whatever is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+
+import orjson
+from aiohttp import web
+
+from .context import ApiError, Call, EngineContext, choose_request_id, now_s
+from .faults import Fault, FaultPlan
+from .journal import RequestRecord
+from .reply import CutResponse, Reply, close_connection, hang, reset_connection
+from .surfaces import CONTROL_PREFIX, INFERENCE_ROUTES, find_handler
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+async def dispatch(context: EngineContext, request: web.BaseRequest) -> web.StreamResponse:
+    path = request.path
+    body = await request.content.read() if request.can_read_body else b""
+    if path.startswith(CONTROL_PREFIX):
+        return await _answer(_open_call(context, request, body, FaultPlan()), request.method)
+    request_id = choose_request_id(request.headers)
+    record = context.journal.begin(
+        request.method, path, request.raw_headers, _peer_port(request), request_id, body
+    )
+    is_inference = path in INFERENCE_ROUTES
+    plan = context.faults.plan(path, is_inference, time.monotonic())
+    call = _open_call(context, request, body, plan, request_id)
+    if not is_inference:
+        return await _serve(call, request, record, plan)
+    context.journal.enter()
+    try:
+        return await _serve(call, request, record, plan)
+    finally:
+        context.journal.leave()
+
+
+async def _serve(
+    call: Call, request: web.BaseRequest, record: RequestRecord, plan: FaultPlan
+) -> web.StreamResponse:
+    journal = call.context.journal
+    try:
+        response = await _strike_before(call, plan) or await _answer(call, request.method)
+    except asyncio.CancelledError:
+        # The connection is gone: the client left, or a fault closed it.
+        if plan.before or plan.touches_body:
+            record.outcome = "fault"
+        else:
+            journal.note_disconnect(record)
+        raise
+    finally:
+        if plan.before or plan.touches_body or plan.error_event:
+            journal.faults_total += 1
+        if call.ticket is not None and call.context.driver.abort(call.ticket):
+            journal.aborted_total += 1
+    record.outcome = str(response.status)
+    return response
+
+
+async def _answer(call: Call, method: str) -> web.StreamResponse:
+    try:
+        handler = find_handler(method, call.path)
+        return await handler(call)
+    except ApiError as error:
+        return await call.reply.send(error.body(), status=error.status)
+    except CutResponse:
+        if call.reply.response is None:
+            raise
+        return call.reply.response
+
+
+async def _strike_before(call: Call, plan: FaultPlan) -> web.StreamResponse | None:
+    for fault in plan.before:
+        if fault.kind == "latency":
+            await asyncio.sleep(fault.ms / 1000)
+        elif fault.kind == "hang":
+            await hang(fault.seconds)
+        elif fault.kind == "reset":
+            await reset_connection(call.reply.request)
+        elif fault.kind in ("close", "truncate"):
+            await close_connection(call.reply.request)
+        else:
+            return await _send_fault_status(call, fault)
+    return None
+
+
+async def _send_fault_status(call: Call, fault: Fault) -> web.StreamResponse:
+    error = {"message": "simulated fault", "type": "InternalServerError", "code": fault.status}
+    headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
+    return await call.reply.send(
+        orjson.dumps({"error": error}), status=fault.status, headers=headers
+    )
+
+
+def _open_call(
+    context: EngineContext,
+    request: web.BaseRequest,
+    body: bytes,
+    plan: FaultPlan,
+    request_id: str = "",
+) -> Call:
+    headers = {"x-sim-engine": str(context.listener.port)}
+    if request_id:
+        headers["x-request-id"] = request_id
+    return Call(
+        context=context,
+        reply=Reply(request, headers, plan),
+        headers=request.headers,
+        query=request.query,
+        path=request.path,
+        body=_decompress(body, request.headers.get("Content-Encoding", "")),
+        request_id=request_id,
+        created_s=now_s(),
+    )
+
+
+def _decompress(body: bytes, encoding: str) -> bytes:
+    # The journal wants the raw body, so aiohttp does not decompress.
+    if encoding in ("gzip", "deflate") and body:
+        return zlib.decompress(body, zlib.MAX_WBITS | 32)
+    return body
+
+
+def _peer_port(request: web.BaseRequest) -> int:
+    transport = request.transport
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    return int(peer[1]) if peer else 0

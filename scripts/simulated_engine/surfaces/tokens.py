@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from aiohttp import web
+
+from ..context import ApiError, Call
+from ..prompts import render_chat
+from ..text import decode_tokens, encode_tokens
+
+
+async def tokenize(call: Call) -> web.StreamResponse:
+    """A `prompt`, or `messages` after the chat template."""
+    document = call.json()
+    prompt = document.get("prompt", document.get("content"))
+    if isinstance(prompt, str):
+        text = prompt.encode()
+    else:
+        text = render_chat(document)
+    tokens = encode_tokens(text)
+    return await call.send_json(
+        {
+            "count": len(tokens),
+            "max_model_len": call.context.settings.max_model_tokens,
+            "tokens": tokens,
+            "token_strs": None,
+        }
+    )
+
+
+async def detokenize(call: Call) -> web.StreamResponse:
+    tokens = call.json().get("tokens")
+    if not isinstance(tokens, list) or not all(isinstance(t, int) and t >= 0 for t in tokens):
+        raise ApiError(400, "tokens has to be a list of token ids")
+    return await call.send_json({"prompt": decode_tokens(tokens).decode(errors="replace")})
