@@ -192,7 +192,8 @@ def _bound_yaml_depth(text: str, source: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise _bad(source, "nested too deeply", line=event.start_mark.line + 1)
+            mark = event.start_mark
+            raise _bad(source, "nested too deeply", line=mark.line + 1 if mark else 0)
 
 
 def _bound_yaml_size(root: yaml.Node, source: str) -> None:

@@ -1,0 +1,174 @@
+"""`pointsman serve`: every setting that is fixed for the life of the daemon, with its unit, default and bounds.
+
+One name everywhere: the key of pointsman.toml (flat, no tables), the environment variable `POINTSMAN_<KEY>` and the
+flag `--<key>` with dashes. Precedence: flag, environment, file, default (`serve_sources`). Defaults are those of
+`config.settings.Settings`, which this turns into.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from pointsman.config import cores, listen, places
+from pointsman.config.policy_names import canonical_name
+from pointsman.config.settings import Settings
+from pointsman.config.worker_urls import canonical_url
+
+DAY_S = 86400.0
+
+_defaults: dict[str, Any] = {
+    field.name: field.default for field in msgspec.structs.fields(Settings) if field.default is not msgspec.NODEFAULT
+}
+
+
+def _key(name: str, description: str, **bounds: Any) -> Any:
+    return Field(default=_defaults[name], description=description, **bounds)
+
+
+def _seconds(name: str, description: str, *, least: float = 0.0) -> Any:
+    return _key(name, f"{description} (seconds)", ge=least, le=7 * DAY_S)
+
+
+def _each(check: Callable[[str], str]) -> AfterValidator:
+    def run(items: tuple[str, ...]) -> tuple[str, ...]:
+        checked = tuple(map(check, items))
+        for item in checked:
+            if checked.count(item) > 1:
+                raise ValueError(f"{item} occurs twice")
+        return checked
+
+    return AfterValidator(run)
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"expected networks like 10.0.0.0/8: {error}") from None
+
+
+def _request_path(text: str) -> str:
+    if not text.startswith("/") or not text.isascii() or not text.isprintable() or set(text) & set(" ?#*"):
+        raise ValueError(f"expected a path like /v1/custom, got {text[:60]!r}")
+    return text
+
+
+def _worker_url(text: str) -> str:
+    try:
+        return canonical_url(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:60]!r}: {error}") from None
+
+
+# The list itself may be any sequence (TOML's arrays, several arguments of a flag); its items are strictly strings.
+_Strings = Annotated[tuple[str, ...], Field(strict=False), NoDecode]
+
+
+class ServeConfig(BaseSettings):
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        env_prefix="POINTSMAN_",
+        env_ignore_empty=True,
+    )
+
+    host: Annotated[str, AfterValidator(listen.host)] = _key("host", "address or name that clients connect to")
+    port: int = _key("port", "port that clients connect to; 0 = any free one", ge=0, le=65535)
+    shards: int | None = Field(
+        default=None, ge=1, le=64, description="data-plane processes; default: min(4, usable cores)"
+    )
+    admin_listen: Annotated[_Strings, _each(listen.admin_address)] = _key(
+        "admin_listen",
+        "where the admin API listens: unix:PATH or HOST:PORT; default: unix:RUNTIME_DIR/admin.sock and 127.0.0.1:8701",
+        max_length=16,
+    )
+    admin_auth: bool = _key("admin_auth", "ask for a bearer token on TCP admin listeners; off for loopback only")
+    admin_token_file: str | None = _key(
+        "admin_token_file", "file with the admin token; default: generated", min_length=1
+    )
+    backlog: int = _key("backlog", "connections that wait for accept, per shard", ge=1, le=65535)
+
+    runtime_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="sockets and generated token; default: $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/pointsman, temporary",
+    )
+    state_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what survives a restart; default: $STATE_DIRECTORY, $XDG_STATE_HOME/pointsman",
+    )
+    profiles_file: str | None = _key("profiles_file", "profiles (.json, .yaml, .toml), read live", min_length=1)
+    workers_file: str | None = _key("workers_file", "declared workers (.json, .yaml, .toml), read live", min_length=1)
+
+    workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
+    policy: Annotated[str, AfterValidator(canonical_name)] = _key("policy", "policy of requests without a profile")
+    strict_models: bool = _key("strict_models", "answer 404 for a model that no worker announces")
+    extra_paths: Annotated[_Strings, _each(_request_path)] = _key("extra_paths", "further paths to route to workers")
+    worker_networks: Annotated[_Strings, _each(_network)] = _key(
+        "worker_networks", "networks that workers may be in; default: loopback and private ones", min_length=1
+    )
+
+    max_payload_size: int = _key("max_payload_size", "largest request body (bytes)", ge=1024, le=2**40)
+    buffer_mib: int = _key("buffer_mib", "request bodies held at once by all shards (MiB)", ge=1, le=2**20)
+    buffer_wait_s: float = _seconds("buffer_wait_s", "how long a body may wait for buffer space")
+    max_connections: int = _key("max_connections", "client connections of all shards; 0 = no limit", ge=0, le=2**24)
+    max_workers: int = _key("max_workers", "slots for workers in shared memory", ge=1, le=4096)
+    max_header_bytes: int = _key("max_header_bytes", "largest request head (bytes)", ge=1024, le=2**20)
+    max_headers: int = _key("max_headers", "most header fields of a request", ge=8, le=10_000)
+
+    header_timeout_s: float = _seconds("header_timeout_s", "for a request head to arrive", least=0.001)
+    body_timeout_s: float = _seconds("body_timeout_s", "longest pause within a request body", least=0.001)
+    keep_alive_timeout_s: float = _seconds("keep_alive_timeout_s", "for the next request on a connection")
+    connect_timeout_s: float = _seconds("connect_timeout_s", "for a connection to a worker", least=0.001)
+    request_timeout_s: float = _seconds("request_timeout_s", "from a request to the end of its answer", least=0.001)
+    pool_idle_timeout_s: float = _seconds("pool_idle_timeout_s", "an idle connection to a worker is kept")
+    pool_max_idle: int = _key("pool_max_idle", "idle connections kept per worker and shard", ge=0, le=65535)
+
+    drain_delay_s: float = _seconds("drain_delay_s", "keep accepting after SIGTERM, readiness already 503")
+    shutdown_grace_s: float = _seconds("shutdown_grace_s", "for running requests to end after SIGTERM")
+
+    health_path: Annotated[str, AfterValidator(_request_path)] = _key("health_path", "path of a worker's health probe")
+    health_interval_s: float = _seconds("health_interval_s", "between probes of a healthy worker", least=0.1)
+    health_down_interval_s: float = _seconds("health_down_interval_s", "between probes of one that is down", least=0.1)
+    health_timeout_s: float = _seconds("health_timeout_s", "for a probe's answer", least=0.01)
+    health_failure_threshold: int = _key("health_failure_threshold", "failed probes in a row = down", ge=1, le=1000)
+    health_success_threshold: int = _key("health_success_threshold", "good probes in a row = up", ge=1, le=1000)
+
+    access_log: bool = _key("access_log", "one JSON line per request")
+    log_level: Literal["debug", "info", "warning", "error"] = _key("log_level", "least level that is logged")
+
+    def to_settings(self, *, config_file: Path | None = None) -> Settings:
+        """Everything resolved: paths absolute, counts and directories known."""
+        runtime_dir = _absolute(self.runtime_dir) or str(places.runtime_dir())
+        resolved: dict[str, object] = {
+            "shards": self.shards or cores.default_shards(),
+            "runtime_dir": runtime_dir,
+            "state_dir": _absolute(self.state_dir) or str(places.state_dir()),
+            "admin_listen": self.admin_listen or default_admin_listen(runtime_dir),
+            "config_file": _absolute(str(config_file)) if config_file else None,
+        }
+        for key in PATH_KEYS - resolved.keys():
+            resolved[key] = _absolute(getattr(self, key))
+        plain: Mapping[str, object] = self.model_dump()
+        return Settings(**{**plain, **resolved})  # type: ignore[arg-type]  # a test keeps the two in step
+
+
+PATH_KEYS = frozenset({"admin_token_file", "profiles_file", "runtime_dir", "state_dir", "workers_file"})
+
+
+def default_admin_listen(runtime_dir: str) -> tuple[str, ...]:
+    return (f"unix:{runtime_dir}/{places.ADMIN_SOCKET}", "127.0.0.1:8701")
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().absolute()) if path else None

@@ -1,0 +1,169 @@
+"""Reads `ServeConfig` from its four sources, and tells for every defect which of them it came from."""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource
+
+from pointsman.config import defects, documents, listen
+from pointsman.config.documents import Document
+from pointsman.config.models import PATH_KEYS, ServeConfig
+from pointsman.config.policy_names import unknown_policy
+from pointsman.daemon.errors import ConfigError, ConfigErrors
+
+ENV_PREFIX = "POINTSMAN_"
+OTHER_VARIABLES = frozenset(
+    {"POINTSMAN_ADMIN", "POINTSMAN_ADMIN_TOKEN", "POINTSMAN_ADMIN_TOKEN_FILE", "POINTSMAN_CONFIG"}
+)
+"""Ours, but no settings of the daemon alone."""
+
+FlagValue = str | bool | list[str]
+
+
+def read_serve_config(
+    flags: Mapping[str, FlagValue], config_file: Path | None, policies: Collection[str]
+) -> ServeConfig:
+    """Raises ConfigErrors; `source` of an error is a flag (`--port`), an environment variable or the file.
+
+    `flags` has the keys that were given on the command line, values as text.
+    """
+    document = documents.read(config_file) if config_file else None
+    return _Sources(flags, document).read(policies)
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One warning for every POINTSMAN_ variable that nobody reads."""
+    known = {ENV_PREFIX + key.upper() for key in ServeConfig.model_fields} | OTHER_VARIABLES
+    found = []
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name not in known:
+            hint = defects.closest(name, known)
+            found.append(f"{name}: no such setting ({hint})" if hint else f"{name}: no such setting")
+    return found
+
+
+def flag_of(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+class _Environment(EnvSettingsSource):
+    """Plain text, not JSON: lists are separated by commas or white space."""
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        return value if value is None else from_text(field.annotation, value)
+
+
+class _Sources:
+    def __init__(self, flags: Mapping[str, FlagValue], document: Document | None) -> None:
+        fields = ServeConfig.model_fields
+        self.document = document
+        self.flags: dict[str, Any] = {
+            key: from_text(fields[key].annotation, value) if isinstance(value, str) else value
+            for key, value in flags.items()
+        }
+        self.table: dict[str, Any] = {}
+        if document is not None:
+            self.table = _relative_to_file(dict(_as_table(document)), Path(document.source))
+
+    def read(self, policies: Collection[str]) -> ServeConfig:
+        try:
+            config = self._model()(**self.flags)
+        except ValidationError as error:
+            raise ConfigErrors(
+                [
+                    self.defect(str(detail["loc"][0]), *defects.describe(detail, ServeConfig))
+                    for detail in error.errors(include_url=False)
+                ]
+            ) from None
+        errors = list(self._cross_check(config, policies))
+        if errors:
+            raise ConfigErrors(errors)
+        return config
+
+    def _model(self) -> type[ServeConfig]:
+        table = self.table
+
+        class Bound(ServeConfig):
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
+                file_secret_settings: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, table)
+
+        return Bound
+
+    def _cross_check(self, config: ServeConfig, policies: Collection[str]) -> Iterator[ConfigError]:
+        if config.policy not in policies:
+            yield self.defect("policy", *unknown_policy(config.policy, policies))
+        if config.max_payload_size > config.buffer_mib * 2**20:
+            key = "max_payload_size" if "max_payload_size" in config.model_fields_set else "buffer_mib"
+            yield self.defect(key, f"buffer_mib ({config.buffer_mib}) must hold max_payload_size")
+        if not config.admin_listen:
+            yield from self._check_default_socket(config)
+        open_ones = [address for address in config.admin_listen if not listen.is_loopback(address)]
+        if open_ones and not config.admin_auth:
+            yield self.defect("admin_auth", f"may be off for loopback only, not for {open_ones[0]}")
+
+    def _check_default_socket(self, config: ServeConfig) -> Iterator[ConfigError]:
+        try:
+            listen.admin_address(config.to_settings().admin_listen[0])
+        except ValueError as error:
+            yield self.defect("runtime_dir", str(error))
+
+    def defect(self, key: str, problem: str, hint: str = "") -> ConfigError:
+        variable = ENV_PREFIX + key.upper()
+        if key in self.flags:
+            return ConfigError(flag_of(key), problem, hint=hint)
+        if os.environ.get(variable) and key in ServeConfig.model_fields:
+            return ConfigError(variable, problem, hint=hint)
+        if self.document and key in self.table:
+            if isinstance(self.table[key], dict) and not hint:
+                hint = "keys are flat here: no [tables]"
+            return self.document.defect((key,), problem, hint)
+        return ConfigError("default", problem, key=key, hint=hint)
+
+
+def _as_table(document: Document) -> Mapping[str, Any]:
+    if not isinstance(document.value, dict):
+        raise ConfigErrors([document.defect((), "expected a table of settings")])
+    return document.value
+
+
+def _relative_to_file(table: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A path in a file is relative to that file: a service's working directory is nobody's business."""
+    for key in PATH_KEYS & table.keys():
+        if isinstance(table[key], str) and table[key]:
+            table[key] = str(file.absolute().parent / Path(table[key]).expanduser())
+    return table
+
+
+def from_text(annotation: Any, text: str) -> Any:
+    """A value as the field's type wants it; text that does not fit is left as it is, for validation to refuse."""
+    kinds = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    kind = next((k for k in kinds if k is not type(None)), annotation)
+    try:
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+        if kind is bool:
+            return _TRUTHS[text.strip().lower()]
+    except (ValueError, KeyError):
+        return text
+    return text.replace(",", " ").split() if typing.get_origin(kind) is tuple else text
+
+
+_TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
