@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
+
+from pointsman.config.nearest import closest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -40,17 +41,6 @@ _EXPECTED = {
     "too_long": "at most {max_length} entries",
     "too_short": "at least {min_length} entry",
 }
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or nothing; case and `-`/`_` do not count as differences."""
-    names = {_fold(candidate): candidate for candidate in known}
-    found = difflib.get_close_matches(_fold(name), names, n=1, cutoff=0.6)
-    return f"did you mean {names[found[0]]!r}?" if found else ""
-
-
-def _fold(name: str) -> str:
-    return name.replace("-", "_").casefold()
 
 
 def describe(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:

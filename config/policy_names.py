@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pointsman.config import defects
+from pointsman.config.nearest import closest
 
 
 def canonical_name(text: str) -> str:
@@ -17,5 +17,5 @@ def unknown_policy(text: str, policies: Collection[str]) -> tuple[str, str]:
     known = f"known: {', '.join(sorted(policies))}"
     if "," in text or ":" in text:
         return f"expected exactly one policy in this version, got {text[:60]!r}", known
-    nearest = defects.closest(text, policies)
+    nearest = closest(text, policies)
     return f"unknown policy {text[:60]!r}", f"{nearest} {known}".strip()

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from pointsman.config import defects, positions
 from pointsman.config.documents import Document, Findings
+from pointsman.config.nearest import closest
 from pointsman.config.policy_names import canonical_name, unknown_policy
 from pointsman.config.profiles_schema import ACTIVE, Buckets, MatchSection, ProfileSection, ProfilesSection
 from pointsman.config.snapshot import Match, Profile
@@ -90,7 +91,7 @@ def _check_bucket(path: positions.Path, buckets: Buckets | None, findings: Findi
 
 def _compile_match(index: int, section: MatchSection, profiles: Collection[str], findings: Findings) -> Match:
     if section.profile not in profiles:
-        hint = defects.closest(section.profile, profiles)
+        hint = closest(section.profile, profiles)
         findings.report(("match", index, "profile"), f"no profile is called {section.profile[:60]!r}", hint)
     headers = {name.lower(): pattern for name, pattern in section.header.items()}
     if len(headers) < len(section.header):
@@ -105,7 +106,7 @@ def _default_profile(name: object, profiles: Collection[str], findings: Findings
     if not name or not isinstance(name, str):
         return "default" if "default" in profiles else None
     if name not in profiles:
-        findings.report(("defaultProfile",), f"no profile is called {name[:60]!r}", defects.closest(name, profiles))
+        findings.report(("defaultProfile",), f"no profile is called {name[:60]!r}", closest(name, profiles))
     return name
 
 

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSourc
 from pointsman.config import defects, documents, listen
 from pointsman.config.documents import Document
 from pointsman.config.models import PATH_KEYS, ServeConfig
+from pointsman.config.nearest import closest
 from pointsman.config.policy_names import unknown_policy
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 
@@ -45,13 +46,13 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     found = []
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX) and name not in known:
-            hint = defects.closest(name, known)
+            hint = closest(name, known)
             found.append(f"{name}: no such setting ({hint})" if hint else f"{name}: no such setting")
     return found
 
 
 def flag_of(key: str) -> str:
-    return "--" + key.replace("_", "-")
+    return "--profiles" if key == "profiles_file" else "--" + key.replace("_", "-")
 
 
 class _Environment(EnvSettingsSource):

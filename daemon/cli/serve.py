@@ -1,0 +1,80 @@
+"""`pointsman serve`: checks everything that can be checked before a process is started, then becomes the supervisor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from pointsman.config import load, places
+from pointsman.config.serve_sources import read_serve_config, unknown_variables
+from pointsman.config.settings import Settings, encode
+from pointsman.daemon import leash
+from pointsman.daemon.cli import serve_flags
+from pointsman.daemon.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, ConfigErrors
+from pointsman.daemon.routing.policies import POLICIES
+
+
+def run(argv: list[str]) -> int:
+    """Does not return when all is well. 64: a bad flag; 78: a bad file, environment or directory."""
+    line = serve_flags.read(argv)
+    for warning in (*line.warnings, *unknown_variables()):
+        _say(f"warning: {warning}")
+    try:
+        settings = _settings(line)
+        _check_files(settings)
+        places.prepare(Path(settings.runtime_dir), "runtime_dir")
+        places.prepare(Path(settings.state_dir), "state_dir")
+    except ConfigErrors as error:
+        for defect in error.errors:
+            _say(str(defect))
+        return EXIT_USAGE if all(defect.source.startswith("--") for defect in error.errors) else EXIT_CONFIG
+    hand_over(settings)
+
+
+def _settings(line: serve_flags.CommandLine) -> Settings:
+    name = line.config_file or os.environ.get("POINTSMAN_CONFIG")
+    file = Path(name) if name else None
+    return read_serve_config(line.flags, file, POLICIES).to_settings(config_file=file)
+
+
+def _check_files(settings: Settings) -> None:
+    """The running daemon keeps its last good files; at the start there are none to keep."""
+    errors: list[ConfigError] = []
+    try:
+        if settings.profiles_file:
+            for warning in load.load_profiles(Path(settings.profiles_file), POLICIES).warnings:
+                _say(f"warning: {settings.profiles_file}: {warning}")
+    except ConfigErrors as error:
+        errors += error.errors
+    try:
+        if settings.workers_file:
+            load.load_workers(Path(settings.workers_file))
+    except ConfigErrors as error:
+        errors += error.errors
+    if errors:
+        raise ConfigErrors(errors)
+
+
+def hand_over(settings: Settings) -> NoReturn:
+    """Replaces this process, and pydantic with it, by the supervisor; the process id stays the one systemd knows."""
+    fd = leash.sealed_memfd("pointsman-settings", encode(settings))
+    os.set_inheritable(fd, True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    arguments = ["-m", "pointsman.daemon.supervisor", "--settings-fd", str(fd)]
+    os.execv(sys.executable, [sys.executable, *_interpreter_flags(), *arguments])
+
+
+def _interpreter_flags() -> list[str]:
+    """Those of this process, and -P: `-m` would put the working directory first on the module path."""
+    flags = ["-I"] if sys.flags.isolated else ["-P"]
+    flags += [f"-W{option}" for option in sys.warnoptions]
+    for name, value in sys._xoptions.items():
+        flags += ["-X", name if value is True else f"{name}={value}"]
+    return flags
+
+
+def _say(text: str) -> None:
+    print(f"pointsman serve: {text}", file=sys.stderr)

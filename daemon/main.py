@@ -1,0 +1,81 @@
+"""The console script: one module per command, loaded only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pointsman.daemon.errors import EXIT_CONFIG, EXIT_OK, EXIT_SOFTWARE, EXIT_USAGE, ConfigErrors
+
+COMMANDS = {
+    "serve": "run the gateway",
+    "demo": "run the gateway with simulated or real small engines",
+    "check": "check configuration files",
+    "status": "show what the running gateway does",
+    "workers": "list, add and remove workers",
+    "reload": "read the live files again",
+}
+
+Run = Callable[[list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 64 usage, 69 daemon not reachable, 70 failure of ours, 78 bad configuration."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(_usage())
+        return EXIT_OK
+    if command in ("--version", "-V", "version"):
+        print(f"pointsman {_version()}")
+        return EXIT_OK
+    if command not in COMMANDS:
+        return _unknown(command)
+    try:
+        return _load(command)(rest)
+    except ConfigErrors as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `pointsman status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SOFTWARE
+
+
+def _load(command: str) -> Run:
+    run: Run = importlib.import_module(f"pointsman.daemon.cli.{command}").run
+    return run
+
+
+def _unknown(command: str) -> int:
+    from pointsman.config.nearest import closest
+
+    kind = "flag" if command.startswith("-") else "command"
+    hint = closest(command, [*COMMANDS, "--help", "--version"])
+    print(f"pointsman: unknown {kind} {command!r}{f' ({hint})' if hint else ''}\n{_usage()}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        f"usage: pointsman COMMAND [ARGUMENTS]\n\n{commands}\n\n"
+        "pointsman COMMAND --help tells more; pointsman --version.\n"
+        "exit codes: 0 done, 64 usage, 69 daemon not reachable, 70 internal failure, 78 bad configuration"
+    )
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("pointsman")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
