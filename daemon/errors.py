@@ -63,7 +63,9 @@ class RequestError(PointsmanError):
         self.headers = headers
 
 
-def bad_request(message: str, *, code: str = "bad_request", param: str | None = None, close: bool = False) -> RequestError:
+def bad_request(
+    message: str, *, code: str = "bad_request", param: str | None = None, close: bool = False
+) -> RequestError:
     return RequestError(400, code, message, fault=Fault.CLIENT, param=param, close=close)
 
 
@@ -121,9 +123,7 @@ def no_worker(detail: str) -> RequestError:
 
 
 def connect_failed(detail: str) -> RequestError:
-    return RequestError(
-        502, "worker_connect_failed", detail, fault=Fault.WORKER, type="server_error", retryable=True
-    )
+    return RequestError(502, "worker_connect_failed", detail, fault=Fault.WORKER, type="server_error", retryable=True)
 
 
 def bad_answer(detail: str) -> RequestError:

@@ -35,10 +35,14 @@ from pointsman.daemon.telemetry.logs import log
 HEARTBEAT_S = 0.25
 SWEEP_S = 1.0
 DRAIN_POLL_S = 0.02
+GC_THRESHOLD = 20_000
+"""a request makes no reference cycles; the collector is for the rare ones that errors leave"""
 
 
 class Shard:
-    def __init__(self, index: int, context: ShardContext, tables: Tables, channel: socket.socket, listener: socket.socket):
+    def __init__(
+        self, index: int, context: ShardContext, tables: Tables, channel: socket.socket, listener: socket.socket
+    ):
         self.index = index
         self.context = context
         self.segment = context.segment
@@ -115,6 +119,7 @@ class Shard:
                 lambda: ClientConnection(self.context), sock=self._listener, backlog=self.context.settings.backlog
             )
             gc.collect()
+            gc.set_threshold(GC_THRESHOLD)
             gc.freeze()  # what the start built lives as long as the process: never walk it again
         self._tell(Message("ready"))
 

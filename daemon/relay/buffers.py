@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from pointsman.daemon.shm.layout import G_BUFFERED_BYTES
+from pointsman.daemon.shm.layout import G_BUFFERED_BYTES, GAUGE_WORDS
 from pointsman.daemon.shm.segment import Segment
 
 RETRY_S = 0.02
@@ -33,7 +33,9 @@ class BodyBuffers:
         call_later: Callable[[float, Callable[[], None]], object],
         now: Callable[[], float],
     ) -> None:
-        self._segment = segment
+        self._column = segment.words.column
+        self._first = segment.layout.gauge(0, G_BUFFERED_BYTES)
+        self._shards = segment.layout.shards
         self._cells = segment.cells
         self._cell = segment.layout.gauge(shard, G_BUFFERED_BYTES)
         self._limit = limit_bytes
@@ -45,7 +47,7 @@ class BodyBuffers:
 
     @property
     def is_full(self) -> bool:
-        return self._segment.gauge_total(G_BUFFERED_BYTES) > self._limit
+        return self._column(self._first, GAUGE_WORDS, self._shards) > self._limit
 
     def take(self, size: int) -> None:
         self._cells[self._cell] += size

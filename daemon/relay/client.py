@@ -26,6 +26,7 @@ from pointsman.daemon.errors import (
     request_timeout,
 )
 from pointsman.daemon.relay import local
+from pointsman.daemon.relay.access import MAX_LOGGED_PATH, short_line
 from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
 from pointsman.daemon.relay.exchange import Ending, Exchange
 from pointsman.daemon.relay.inbound import Inbound
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 MAX_PIPELINED = 16
 LINGER_S = 5.0
 """how long a refused client's rest is read and thrown away, so that it can read why (a reset would eat the answer)"""
-MAX_LOGGED_PATH = 256
 
 
 class ClientConnection(asyncio.Protocol):
@@ -87,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer = address[0] if address else ""
         self._reading_since = context.now()
         context.connections.add(self)
-        context.gauge_add(at.G_CONNECTIONS, 1)
+        context.count(at.G_CONNECTIONS)
         limit = context.settings.max_connections
         if limit and context.segment.gauge_total(at.G_CONNECTIONS) > limit:
             self._refuse(buffers_full())
@@ -127,7 +127,7 @@ class ClientConnection(asyncio.Protocol):
         self.is_closed = True
         context = self.context
         context.connections.discard(self)
-        context.gauge_add(at.G_CONNECTIONS, -1)
+        context.count(at.G_CONNECTIONS, -1)
         if self._request is not None:
             self.release_body(self._request)
             self._request = None
@@ -288,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             features = NO_FEATURES
         exchange = self.exchange = Exchange(self, request, route, features, self.context.table())
-        self.context.gauge_add(at.G_REQUESTS, 1)
+        self.context.count(at.G_REQUESTS)
         if route.kind is Kind.INFO:
             exchange.start_any()
         else:
@@ -309,9 +309,7 @@ class ClientConnection(asyncio.Protocol):
         )
         self._done(request, route, status, keep_alive)
 
-    def write_error(
-        self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()
-    ) -> bool:
+    def write_error(self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()) -> bool:
         """Returns whether the connection stays open."""
         keep_alive = request.keep_alive and not error.close and not self.context.closes_connections
         if not self.is_closed:
@@ -337,8 +335,7 @@ class ClientConnection(asyncio.Protocol):
         context.series.observe(route.label, at.KIND_DURATION, now - request.started)
         if context.settings.access_log:
             ending = Ending.REFUSED if status >= 400 else Ending.COMPLETE
-            total_ms = round((now - request.started) * 1000, 3)
-            self.log_request(request, status, {"total_ms": total_ms, "end": ending.value})
+            context.log_line(short_line(context, self.peer, request, status, ending, now - request.started))
         self.release_body(request)
         if not keep_alive:
             self._close(is_lingering=not request.is_complete)
@@ -346,7 +343,7 @@ class ClientConnection(asyncio.Protocol):
     def exchange_ended(self, exchange: Exchange) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         self.exchange = None
-        self.context.gauge_add(at.G_REQUESTS, -1)
+        self.context.count(at.G_REQUESTS, -1)
         self.release_body(exchange.request)
         if self.is_closed:
             return
@@ -406,7 +403,7 @@ class ClientConnection(asyncio.Protocol):
         elif now - self._reading_since > settings.body_timeout_s and not self._waits_for_buffer:
             self._refuse(request_timeout("request body"))
 
-    # --- telling
+    # --- tasks
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """The connection holds its tasks: nothing is collected while it runs, nothing outlives the shard unseen."""
@@ -420,18 +417,3 @@ class ClientConnection(asyncio.Protocol):
         if not task.cancelled() and task.exception() is not None:
             self.transport.abort()  # a defect of ours: end the client's wait, let the loop's handler tell
             task.result()
-
-    def log_request(self, request: Inbound, status: int, fields: dict[str, object]) -> None:
-        self.context.log(
-            {
-                "ts": self.context.wall_time(),
-                "event": "request",
-                "id": request.request_id.decode("latin-1"),
-                "shard": self.context.shard,
-                "client": self.peer,
-                "method": request.method.decode("latin-1"),
-                "path": request.path[:MAX_LOGGED_PATH].decode("latin-1"),
-                "status": status,
-                **fields,
-            }
-        )

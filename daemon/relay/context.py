@@ -10,8 +10,6 @@ from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-import orjson
-
 from pointsman.config.settings import Settings
 from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.routes import Route, build_routes
@@ -42,6 +40,7 @@ class ShardContext:
         self.loop = loop
         self.now: Callable[[], float] = time.monotonic
         self.rng = Random()
+        self._gauges = segment.layout.gauge(shard, 0)
         self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
         self.series = Series(segment, shard)
         self.connections: set[ClientConnection] = set()
@@ -56,7 +55,6 @@ class ShardContext:
         self._request_ids = count()
         self._id_prefix = f"req-{os.urandom(6).hex()}-".encode()
         self._log = LineWriter(2, loop.call_later, lambda n: self.count(at.G_LOG_DROPPED, n))
-        self._phase_cell = at.H_PHASE
 
     # --- configuration
 
@@ -70,26 +68,20 @@ class ShardContext:
 
     @property
     def closes_connections(self) -> bool:
-        return self.is_draining or self.cells[self._phase_cell] != at.PHASE_RUNNING
+        return self.is_draining or self.cells[at.H_PHASE] != at.PHASE_RUNNING
 
     # --- telemetry
 
-    def gauge_add(self, word: int, amount: int) -> None:
-        self.cells[self.segment.layout.gauge(self.shard, word)] += amount
-
     def count(self, word: int, amount: int = 1) -> None:
-        self.cells[self.segment.layout.gauge(self.shard, word)] += amount
-
-    def wall_time(self) -> float:
-        """Unix seconds, to the millisecond."""
-        return round(time.time(), 3)
+        """Add to one of this shard's gauges or counters (layout.G_*)."""
+        self.cells[self._gauges + word] += amount
 
     def new_request_id(self) -> bytes:
         return self._id_prefix + b"%x" % next(self._request_ids)
 
-    def log(self, fields: dict[str, object]) -> None:
-        """One line; field names are ours, values from requests are escaped by the encoder."""
-        self._log.line(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE, default=str))
+    def log_line(self, line: bytes) -> None:
+        """A complete line of JSON, with its newline."""
+        self._log.line(line)
 
     def flush_log(self) -> None:
         self._log.flush()

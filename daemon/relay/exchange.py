@@ -21,8 +21,11 @@ import struct
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import orjson
+
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.errors import RequestError, bad_answer, connect_failed, model_not_found, no_worker, worker_timeout
+from pointsman.daemon.relay.access import request_fields
 from pointsman.daemon.relay.answers import error_event
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
@@ -147,9 +150,7 @@ class Exchange:
 
     def _plan(self) -> Plan:
         request = self.request
-        asked = request.header(b"config-profile")
-        name = None if asked is None else asked.decode("latin-1").strip()
-        plan, is_known = self.table.plan_for(name, self.features.model, request.text_path, request.header)
+        plan, is_known = self.table.plan_for(request.profile, self.features.model, self.route.path, request.header)
         if not is_known:
             self.context.count(at.G_PROFILE_FALLBACKS)
         self.plan = plan
@@ -215,18 +216,16 @@ class Exchange:
         self._send_on(connection)
 
     def _send_on(self, connection: UpstreamConnection) -> None:
-        worker = self.worker
-        assert worker is not None
         request = self.request
         self.upstream = connection
         self.connected_at = self.context.now()
-        authorization = request.authorization if worker.api_key is None else b"Bearer " + worker.api_key.encode()
+        pool = connection.pool
         head = request_head(
             request.method,
-            worker.base_path.encode() + request.target,
-            _authority(worker),
+            pool.base_path + request.target,
+            pool.authority,
             request.passing_lines(),
-            authorization,
+            pool.authorization or request.authorization,
             request.body_size if request.has_body else None,
             request.request_id,
         )
@@ -248,7 +247,7 @@ class Exchange:
     def interim_received(self, head: ResponseHead) -> None:
         """1xx: ours to answer if it is 100 (the client's Expect ended here), the client's otherwise."""
         if head.status != 100 and not self.request.is_http_1_0:
-            self.client.transport.write(b"\r\n".join((head.status_line, *head.lines)) + b"\r\n\r\n")
+            self.client.transport.write(head.status_line + head.lines + b"\r\n\r\n")
 
     def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns the position after this message's bytes in `data`."""
@@ -266,7 +265,6 @@ class Exchange:
         )
         out = client_head(
             head,
-            method=request.method,
             is_http_1_0=request.is_http_1_0,
             keep_alive=self.is_keep_alive,
             own_headers=self._own_headers(),
@@ -403,19 +401,16 @@ class Exchange:
     # --- telling
 
     def _own_headers(self) -> bytes:
-        worker = self.worker
-        assert worker is not None
-        return b"X-Request-Id: %b\r\nX-Pointsman-Worker: %b\r\nX-Pointsman-Generation: %d\r\n%b" % (
+        upstream, plan = self.upstream, self.plan
+        assert upstream is not None
+        head = b"X-Request-Id: %b\r\n%bX-Pointsman-Generation: %d\r\n" % (
             self.request.request_id,
-            worker.id.encode(),
+            upstream.pool.identity,
             self.table.generation,
-            self._profile_header(),
         )
-
-    def _profile_header(self) -> bytes:
-        if self.plan is None or self.plan.profile == NO_PROFILE:
-            return b""
-        return b"X-Pointsman-Profile: %b\r\n" % self.plan.profile.encode("latin-1", "replace")
+        if plan is None or plan.profile == NO_PROFILE:
+            return head
+        return b"%bX-Pointsman-Profile: %b\r\n" % (head, plan.profile.encode("latin-1", "replace"))
 
     def _extra_headers(self) -> tuple[tuple[str, str], ...]:
         return (("X-Pointsman-Generation", str(self.table.generation)),)
@@ -423,46 +418,45 @@ class Exchange:
     def _report(self, status: int, ending: Ending) -> None:
         context = self.context
         now = context.now()
-        request = self.request
+        started = self.request.started
         label = self.route.label
         model = self.table.model_index.get(self.features.model, 0)
         context.series.count(label, model, status)
-        context.series.observe(label, at.KIND_DURATION, now - request.started)
+        context.series.observe(label, at.KIND_DURATION, now - started)
         if self.first_byte_at:
-            context.series.observe(label, at.KIND_FIRST_BYTE, self.first_byte_at - request.started)
-        if not context.settings.access_log:
-            return
-        plan = self.plan
-        client = self.client
-        client.log_request(
-            request,
-            status,
-            {
-                "model": self.features.model,
-                "stream": self.features.is_stream,
-                "profile": plan.profile if plan else "",
-                "policy": plan.policy if plan else "",
-                "generation": self.table.generation,
-                "worker": self.worker.url if self.worker else "",
-                "connect_ms": _ms(self.connected_at, request.started),
-                "first_byte_ms": _ms(self.first_byte_at, request.started),
-                "total_ms": _ms(now, request.started),
-                "bytes_in": request.body_size,
-                "bytes_out": self.bytes_out,
-                "resends": self.resends,
-                "end": ending.value,
-            },
+            context.series.observe(label, at.KIND_FIRST_BYTE, self.first_byte_at - started)
+        if context.settings.access_log:
+            context.log_line(self._log_line(status, ending, now))
+
+    def _log_line(self, status: int, ending: Ending, now: float) -> bytes:
+        """Built by hand: this is the hot path, and an encoder would cost more than the whole choice of a worker."""
+        request, plan, worker = self.request, self.plan, self.worker
+        return (
+            b'%b,"model":%b,"stream":%b,"profile":%b,"policy":"%b","generation":%d,"worker":%b,'
+            % (
+                request_fields(self.context, self.client.peer, request, status),
+                orjson.dumps(self.features.model),
+                b"true" if self.features.is_stream else b"false",
+                orjson.dumps(plan.profile) if plan else b'""',
+                plan.policy.encode() if plan else b"",
+                self.table.generation,
+                orjson.dumps(worker.url) if worker else b'""',
+            )
+            + b'"connect_ms":%b,"first_byte_ms":%b,"total_ms":%.3f,"bytes_in":%d,"bytes_out":%d,"resends":%d,"end":"%b"}\n'
+            % (
+                _ms(self.connected_at, request.started),
+                _ms(self.first_byte_at, request.started),
+                (now - request.started) * 1000,
+                request.body_size,
+                self.bytes_out,
+                self.resends,
+                ending.encode(),
+            )
         )
 
 
-def _ms(moment: float, since: float) -> float | None:
-    return round((moment - since) * 1000, 3) if moment else None
-
-
-def _authority(worker: WorkerSpec) -> bytes:
-    host = f"[{worker.host}]" if ":" in worker.host else worker.host
-    default = 443 if worker.tls else 80
-    return (host if worker.port == default else f"{host}:{worker.port}").encode()
+def _ms(moment: float, since: float) -> bytes:
+    return b"%.3f" % ((moment - since) * 1000) if moment else b"null"
 
 
 def _closing(tail: bytes) -> bytes:

@@ -72,6 +72,20 @@ class BodyFraming:
         while position < size:
             state = self.state
             if state is _CHUNK_SIZE:
+                # a whole chunk in one read, which is what a streaming engine writes, without a call
+                start = data.find(b"\r\n", position, position + 10) + 2
+                if start > 2 and not self._line:
+                    line = data[position : start - 2]
+                    if line and _HEX.issuperset(line) and (length := int(line, 16)):
+                        end = start + length
+                        if data[end : end + 2] == b"\r\n":
+                            if pieces is not None:
+                                pieces.append(data[start:end])
+                            if payload_end and length < 4:
+                                self._note_tail(data, payload_start, payload_end)
+                            payload_start, payload_end = start, end
+                            position = end + 2
+                            continue
                 position = self._read_size(data, position)
             elif state is _CHUNK_DATA or state is _LENGTH:
                 end = position + self.left

@@ -30,20 +30,25 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-# what response heads are filtered by: hop-by-hop, rebuilt framing, and the headers that we answer ourselves
-_RESPONSE_SPECIAL = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+# what response heads are searched for: hop-by-hop, rebuilt framing, what we answer ourselves, and the content type
+_SPECIAL = re.compile(
+    rb"\r\n("
+    + b"|".join(sorted(HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type"}))
+    + rb"):([^\r\n]*)",
+    re.IGNORECASE,
+)
 _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n\0]*)?\r\n"
-    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*\r\n)*)\r\n"
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*\r\n)*\r\n"
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResponseHead:
     status: int
     status_line: bytes
-    lines: tuple[bytes, ...]
-    """header lines to pass on, without CRLF"""
+    lines: bytes
+    """header lines to pass on, each with a CRLF before it"""
     content_length: int | None
     is_chunked: bool
     keeps_alive: bool
@@ -51,46 +56,53 @@ class ResponseHead:
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
-    """`raw` ends with the empty line. Raises HeadError."""
+    """`raw` ends with the empty line. Raises HeadError.
+
+    Validated as a whole, then searched for the few headers that mean something here; the rest stays one run of bytes.
+    """
     found = _HEAD.fullmatch(raw)
     if found is None:
         raise HeadError("the worker's response head is malformed")
     keeps_alive = found[1] == b"1"
     length: int | None = None
-    is_chunked = has_encoding = is_event_stream = False
+    is_chunked = is_event_stream = False
     named: set[bytes] = set()
-    kept: list[tuple[bytes, bytes]] = []
-    for line in found[3].split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b":")
+    start = raw.index(b"\r\n")
+    status_line = raw[:start]
+    kept: list[bytes] = []
+    for special in _SPECIAL.finditer(raw, start):
+        name, value = special.groups()
         name = name.lower()
-        if name not in _RESPONSE_SPECIAL:
-            if name == b"content-type":
-                is_event_stream = value.lstrip()[:17].lower() == b"text/event-stream"
-            kept.append((name, line))
-        elif name == b"content-length":
+        if name == b"content-type":
+            is_event_stream = value.lstrip()[:17].lower() == b"text/event-stream"
+            continue
+        kept.append(raw[start : special.start()])
+        start = special.end()
+        if name == b"content-length":
             length = _length(value, length)
         elif name == b"transfer-encoding":
-            if has_encoding or value.strip().lower() != b"chunked":
+            if is_chunked or value.strip().lower() != b"chunked":
                 raise HeadError(f"unsupported transfer coding {value.strip()[:64]!r}")
-            is_chunked = has_encoding = True
+            is_chunked = True
         elif name == b"connection":
             tokens = {token.strip().lower() for token in value.split(b",")}
-            named |= tokens
+            named |= tokens - {b"close", b"keep-alive"}
             if b"close" in tokens:
                 keeps_alive = False
             elif b"keep-alive" in tokens:
                 keeps_alive = True
     if is_chunked and length is not None:
         length, keeps_alive = None, False  # RFC 9112, 6.3: chunked wins, and the connection is not to be trusted
-    return ResponseHead(
-        int(found[2]),
-        raw[: raw.index(b"\r\n")],
-        tuple(line for name, line in kept if name not in named) if named else tuple(line for _, line in kept),
-        length,
-        is_chunked,
-        keeps_alive,
-        is_event_stream,
-    )
+    kept.append(raw[start:-4])
+    lines = b"".join(kept)
+    if named:
+        lines = _without(lines, named)
+    return ResponseHead(int(found[2]), status_line, lines, length, is_chunked, keeps_alive, is_event_stream)
+
+
+def _without(lines: bytes, names: set[bytes]) -> bytes:
+    kept = (line for line in lines.split(b"\r\n")[1:] if line.partition(b":")[0].lower() not in names)
+    return b"".join(b"\r\n" + line for line in kept)
 
 
 def _length(value: bytes, before: int | None) -> int:
@@ -114,25 +126,23 @@ def framing_of(head: ResponseHead, method: bytes) -> BodyFraming:
     return BodyFraming(State.CLOSE)
 
 
-def client_head(
-    head: ResponseHead, *, method: bytes, is_http_1_0: bool, keep_alive: bool, own_headers: bytes
-) -> bytes:
+def client_head(head: ResponseHead, *, is_http_1_0: bool, keep_alive: bool, own_headers: bytes) -> bytes:
     """The head for the client. `own_headers` are complete lines with CRLF.
 
     A HTTP/1.0 client gets no chunks (the relay takes them apart and closes at the end).
     """
-    lines = [b"HTTP/1.1" + head.status_line[8:], *head.lines]
+    parts = [b"HTTP/1.1", head.status_line[8:], head.lines]
     has_body = head.status not in (204, 304) and head.status >= 200
     if head.content_length is not None and head.status != 204:
-        lines.append(b"Content-Length: %d" % head.content_length)
+        parts.append(b"\r\nContent-Length: %d" % head.content_length)
     elif head.is_chunked and has_body and not is_http_1_0:
-        lines.append(b"Transfer-Encoding: chunked")
+        parts.append(b"\r\nTransfer-Encoding: chunked")
     if not keep_alive:
-        lines.append(b"Connection: close")
+        parts.append(b"\r\nConnection: close")
     elif is_http_1_0:
-        lines.append(b"Connection: keep-alive")
-    lines.append(own_headers)
-    return b"\r\n".join(lines) + b"\r\n"
+        parts.append(b"\r\nConnection: keep-alive")
+    parts += (b"\r\n", own_headers, b"\r\n")
+    return b"".join(parts)
 
 
 def request_head(

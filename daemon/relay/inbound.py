@@ -17,20 +17,24 @@ from pointsman.daemon.relay.heads import HOP_BY_HOP
 
 _SPECIAL = HOP_BY_HOP | {
     b"authorization",
+    b"config-profile",
     b"content-length",
     b"content-type",
     b"expect",
     b"host",
     b"x-request-id",
 }
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""llhttp lets no CR or LF into a value, so complete lines can be searched at once"""
+_BAD_TARGET = re.compile(rb"[\x00-\x20\x7f#]")
+_PLAIN_CONNECTION = ((b"keep-alive",), (b"close",))
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Inbound:
     __slots__ = (
         "_chunks",
+        "_passing",
         "authorization",
         "body_size",
         "connection_names",
@@ -46,6 +50,7 @@ class Inbound:
         "keep_alive",
         "method",
         "path",
+        "profile",
         "request_id",
         "started",
         "target",
@@ -62,6 +67,8 @@ class Inbound:
         self.connection_names: tuple[bytes, ...] = ()
         self.authorization: bytes | None = None
         self.request_id = b""
+        self.profile: str | None = None
+        """the `config-profile` header"""
         self.content_length: int | None = None
         self.has_body = False
         self.expects_continue = False
@@ -74,6 +81,7 @@ class Inbound:
         """of body_size, what still counts against the body buffers"""
         self.error: RequestError | None = None
         self._chunks: list[bytes] = []
+        self._passing = b""
 
     # --- the head
 
@@ -90,14 +98,15 @@ class Inbound:
         self._read_target()
 
     def _read_headers(self) -> None:
+        """One pass: what is special is understood, the rest is collected as the lines that go to the worker."""
         host: bytes | None = None
-        content_type: bytes | None = None
-        has_encoding = False
+        has_encoding = has_type = False
+        passing: list[bytes] = []
         for name, value in self.headers:
             key = name.lower()
             if key not in _SPECIAL:
-                continue
-            if key == b"host":
+                passing += (name, b": ", value, b"\r\n")
+            elif key == b"host":
                 if host is not None:
                     raise malformed_http("more than one Host header")
                 host = value
@@ -105,41 +114,48 @@ class Inbound:
                 if self.content_length is not None or not value.isdigit() or len(value) > 18:
                     raise malformed_http("bad or repeated Content-Length")
                 self.content_length = int(value)
+            elif key == b"content-type":
+                if has_type:
+                    raise malformed_http("more than one Content-Type header")
+                has_type = True
+                passing += (name, b": ", value, b"\r\n")
             elif key == b"authorization":
                 if self.authorization is not None:
                     raise malformed_http("more than one Authorization header")
                 self.authorization = value
-            elif key == b"content-type":
-                if content_type is not None:
-                    raise malformed_http("more than one Content-Type header")
-                content_type = value
             elif key == b"transfer-encoding":
                 if has_encoding or value.lower() != b"chunked" or self.is_http_1_0:
                     raise malformed_http("unsupported transfer coding")
                 has_encoding = True
-            elif key == b"expect":
-                if value.lower() != b"100-continue":
-                    raise RequestError(417, "expectation_failed", "unknown expectation", fault=Fault.CLIENT, close=True)
-                self.expects_continue = not self.is_http_1_0
-            elif key == b"x-request-id":
-                if _SANE_ID.fullmatch(value):
-                    self.request_id = value
-            elif key == b"connection":
-                self.connection_names += tuple(token.strip().lower() for token in value.split(b","))
+            else:
+                self._read_rarer(key, value)
         if has_encoding and self.content_length is not None:
             raise malformed_http("both Content-Length and Transfer-Encoding")
         if host is None and not self.is_http_1_0:
             raise malformed_http("the Host header is missing")
         self.has_body = has_encoding or self.content_length is not None
-        for _, value in self.headers:
-            if _CONTROL.search(value):
-                raise malformed_http("a header value holds a control character")
+        self._passing = b"".join(passing)
+        if _CONTROL.search(self._passing) or (host and _CONTROL.search(host)):
+            raise malformed_http("a header value holds a control character")
+
+    def _read_rarer(self, key: bytes, value: bytes) -> None:
+        if key == b"connection":
+            self.connection_names += tuple(token.strip().lower() for token in value.split(b","))
+        elif key == b"expect":
+            if value.lower() != b"100-continue":
+                raise RequestError(417, "expectation_failed", "unknown expectation", fault=Fault.CLIENT, close=True)
+            self.expects_continue = not self.is_http_1_0
+        elif key == b"x-request-id":
+            if _SANE_ID.fullmatch(value):
+                self.request_id = value
+        elif key == b"config-profile":
+            self.profile = value.decode("latin-1").strip()
 
     def _read_target(self) -> None:
         target = self.target
         if not target.startswith(b"/"):
             target = self.target = self._origin_form(target)
-        if b"#" in target or _CONTROL.search(target) or b" " in target:
+        if _BAD_TARGET.search(target):
             raise malformed_http("bad request target")
         self.path = target.partition(b"?")[0]
 
@@ -166,14 +182,13 @@ class Inbound:
     def passing_lines(self) -> bytes:
         """The headers that go to the worker untouched, as complete lines."""
         named = self.connection_names
+        if not named or named in _PLAIN_CONNECTION:
+            return self._passing
         parts: list[bytes] = []
         for name, value in self.headers:
             key = name.lower()
-            if key in _SPECIAL and key != b"content-type":
-                continue
-            if (named and key in named) or key.startswith(b"x-pointsman-"):
-                continue
-            parts += (name, b": ", value, b"\r\n")
+            if key not in named and (key not in _SPECIAL or key == b"content-type"):
+                parts += (name, b": ", value, b"\r\n")
         return b"".join(parts)
 
     @property

@@ -59,7 +59,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.pool.context.gauge_add(at.G_UPSTREAM_CONNECTIONS, 1)
+        self.pool.context.count(at.G_UPSTREAM_CONNECTIONS)
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -125,7 +125,7 @@ class UpstreamConnection(asyncio.Protocol):
         return None  # the transport closes; connection_lost follows
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.pool.context.gauge_add(at.G_UPSTREAM_CONNECTIONS, -1)
+        self.pool.context.count(at.G_UPSTREAM_CONNECTIONS, -1)
         self.pool.discard(self)
         exchange, self.exchange = self.exchange, None
         if exchange is None:
@@ -153,6 +153,11 @@ class UpstreamPool:
         self.worker = worker
         self.idle: list[UpstreamConnection] = []
         self.is_closed = False
+        # what every request to this worker repeats, in wire form
+        self.authority = _authority(worker)
+        self.base_path = worker.base_path.encode()
+        self.authorization = None if worker.api_key is None else b"Bearer " + worker.api_key.encode()
+        self.identity = b"X-Pointsman-Worker: %b\r\n" % worker.id.encode()
 
     def take(self) -> UpstreamConnection | None:
         oldest = self.context.now() - self.context.settings.pool_idle_timeout_s
@@ -203,6 +208,12 @@ class UpstreamPool:
         return connection
 
 
+def _authority(worker: WorkerSpec) -> bytes:
+    host = f"[{worker.host}]" if ":" in worker.host else worker.host
+    default = 443 if worker.tls else 80
+    return (host if worker.port == default else f"{host}:{worker.port}").encode()
+
+
 class UpstreamPools:
     def __init__(self, context: ShardContext) -> None:
         self._context = context
@@ -211,7 +222,7 @@ class UpstreamPools:
 
     def of(self, worker: WorkerSpec) -> UpstreamPool:
         pool = self._pools.get(worker.id)
-        if pool is None or pool.worker.address != worker.address or pool.worker.port != worker.port:
+        if pool is None or (pool.worker is not worker and pool.worker != worker):
             if pool is not None:
                 pool.close()
             pool = self._pools[worker.id] = UpstreamPool(self._context, worker)

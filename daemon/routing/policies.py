@@ -102,7 +102,7 @@ def least_request(loads: Sequence[int], weights: Sequence[float], next_cursor: C
             best, lowest = [i], cost
         elif cost == lowest:
             best.append(i)
-    return best[0] if len(best) == 1 else _draw(best, weights, rng)
+    return best[0] if len(best) == 1 else best[int(rng.random() * len(best))]
 
 
 def power_of_two(loads: Sequence[int], weights: Sequence[float], next_cursor: Callable[[], int], rng: Rng) -> int:

@@ -164,6 +164,15 @@ cdef class Words:
             raise IndexError("outside the segment")
         memset(self.word + index, 0, count * 8)
 
+    def column(self, int64_t first, int64_t stride, int64_t count) -> int:
+        """The sum of `count` words, `stride` apart: one gauge over all shards."""
+        cdef int64_t i, sum = 0
+        if first < 0 or stride < 0 or count < 0 or (first + stride * count) * 8 > self.view.len:
+            raise IndexError("outside the segment")
+        for i in range(count):
+            sum += word_load(self.word + first + i * stride)
+        return sum
+
     # --- load rows
 
     def book(self, int64_t shard, int64_t slot, int64_t prompt_bytes):

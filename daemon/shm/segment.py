@@ -107,7 +107,12 @@ class Segment:
         start = self.layout.process(index, 0)
         row = self.cells[start : start + at.PROCESS_WORDS]
         return ProcessRow(
-            row[at.P_PID], row[at.P_STATE], row[at.P_RESTARTS], row[at.P_STARTED_NS], row[at.P_HEARTBEAT_NS], row[at.P_LOADED]
+            row[at.P_PID],
+            row[at.P_STATE],
+            row[at.P_RESTARTS],
+            row[at.P_STARTED_NS],
+            row[at.P_HEARTBEAT_NS],
+            row[at.P_LOADED],
         )
 
     def set_process(self, index: int, word: int, value: int) -> None:
@@ -162,7 +167,7 @@ class Segment:
         return self.cells[self.layout.gauge(shard, word)]
 
     def gauge_total(self, word: int) -> int:
-        return sum(self.gauge(shard, word) for shard in range(self.layout.shards))
+        return self.words.column(self.layout.gauge(0, word), at.GAUGE_WORDS, self.layout.shards)
 
     def reclaim_shard(self, shard: int) -> int:
         """Give back all that a dead shard held; returns how many requests were in flight on it.

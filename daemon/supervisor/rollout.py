@@ -1,8 +1,8 @@
 """The rollout of one generation: all shards or none. Pure; the supervisor feeds it and does what it says.
 
-    publish ──> every shard loads ──> all acknowledged ──> current (one store in the segment)
-                      │ failed                 │ one is silent for ACK_TIMEOUT_S
-                      └──> refused: the last one stays      └──> it is replaced, its successor must acknowledge
+publish ──> every shard loads ──> all acknowledged ──> current (one store in the segment)
+                  │ failed                 │ one is silent for ACK_TIMEOUT_S
+                  └──> refused: the last one stays      └──> it is replaced, its successor must acknowledge
 """
 
 from __future__ import annotations
