@@ -40,6 +40,13 @@ def read_serve_config(
     return _Sources(flags, document).read(policies)
 
 
+def check_serve_document(document: Document, policies: Collection[str]) -> Collection[str]:
+    """The keys that the file sets. Raises ConfigErrors; of a file alone, whatever this process's environment says."""
+    sources = _Sources({}, document, environ={})
+    sources.read(policies)
+    return sources.table.keys()
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """One warning for every POINTSMAN_ variable that nobody reads."""
     known = {ENV_PREFIX + key.upper() for key in ServeConfig.model_fields} | OTHER_VARIABLES
@@ -58,13 +65,20 @@ def flag_of(key: str) -> str:
 class _Environment(EnvSettingsSource):
     """Plain text, not JSON: lists are separated by commas or white space."""
 
+    def __init__(self, settings: type[BaseSettings], environ: Mapping[str, str]) -> None:
+        super().__init__(settings)
+        self.env_vars = {name.lower(): value for name, value in environ.items() if value}
+
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
         return value if value is None else from_text(field.annotation, value)
 
 
 class _Sources:
-    def __init__(self, flags: Mapping[str, FlagValue], document: Document | None) -> None:
+    def __init__(
+        self, flags: Mapping[str, FlagValue], document: Document | None, environ: Mapping[str, str] = os.environ
+    ) -> None:
         fields = ServeConfig.model_fields
+        self.environ = environ
         self.document = document
         self.flags: dict[str, Any] = {
             key: from_text(fields[key].annotation, value) if isinstance(value, str) else value
@@ -90,7 +104,7 @@ class _Sources:
         return config
 
     def _model(self) -> type[ServeConfig]:
-        table = self.table
+        table, environ = self.table, self.environ
 
         class Bound(ServeConfig):
             @classmethod
@@ -102,7 +116,7 @@ class _Sources:
                 dotenv_settings: PydanticBaseSettingsSource,
                 file_secret_settings: PydanticBaseSettingsSource,
             ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, table)
+                return init_settings, _Environment(settings_cls, environ), InitSettingsSource(settings_cls, table)
 
         return Bound
 
@@ -128,7 +142,7 @@ class _Sources:
         variable = ENV_PREFIX + key.upper()
         if key in self.flags:
             return ConfigError(flag_of(key), problem, hint=hint)
-        if os.environ.get(variable) and key in ServeConfig.model_fields:
+        if self.environ.get(variable) and key in ServeConfig.model_fields:
             return ConfigError(variable, problem, hint=hint)
         if self.document and key in self.table:
             if isinstance(self.table[key], dict) and not hint:
