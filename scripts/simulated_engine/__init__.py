@@ -6,12 +6,18 @@ As a process: `with launch_engines(3) as engines: engines[0].url`, or
 The pure model is in `model`, for a replay under a virtual clock.
 """
 
-from .faults import Fault
-from .launch import EngineAddress, launch_engines
-from .model import Engine, EngineLimits, EngineRequest, EngineSequence, StepResult
-from .server import SimulatedEngine
-from .settings import EngineSettings
-from .timing import PRESETS, StepCost
+from pointsman.scripts.simulated_engine.faults import Fault
+from pointsman.scripts.simulated_engine.launch import EngineAddress, launch_engines
+from pointsman.scripts.simulated_engine.model import (
+    Engine,
+    EngineLimits,
+    EngineRequest,
+    EngineSequence,
+    StepResult,
+)
+from pointsman.scripts.simulated_engine.server import SimulatedEngine
+from pointsman.scripts.simulated_engine.settings import EngineSettings
+from pointsman.scripts.simulated_engine.timing import PRESETS, StepCost
 
 __all__ = [
     "PRESETS",

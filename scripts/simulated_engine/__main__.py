@@ -15,11 +15,11 @@ from dataclasses import replace
 import msgspec
 import uvloop
 
-from .faults import Fault, decode_faults
-from .model import EngineLimits
-from .server import SimulatedEngine
-from .settings import FLAVORS, EngineSettings
-from .timing import PRESETS
+from pointsman.scripts.simulated_engine.faults import Fault, decode_faults
+from pointsman.scripts.simulated_engine.model import EngineLimits
+from pointsman.scripts.simulated_engine.server import SimulatedEngine
+from pointsman.scripts.simulated_engine.settings import FLAVORS, EngineSettings
+from pointsman.scripts.simulated_engine.timing import PRESETS
 
 
 def build_parser() -> argparse.ArgumentParser:

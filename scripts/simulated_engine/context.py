@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import orjson
 from aiohttp import web
 
-from .driver import EngineDriver, Ticket, Work
-from .faults import FaultBook
-from .journal import Journal
-from .metrics import EngineMetrics
-from .model import Engine, RequestTooLargeError
-from .reply import Reply
-from .settings import EngineSettings
+from pointsman.scripts.simulated_engine.driver import EngineDriver, Ticket, Work
+from pointsman.scripts.simulated_engine.faults import FaultBook
+from pointsman.scripts.simulated_engine.journal import Journal
+from pointsman.scripts.simulated_engine.metrics import EngineMetrics
+from pointsman.scripts.simulated_engine.model import Engine, RequestTooLargeError
+from pointsman.scripts.simulated_engine.reply import Reply
+from pointsman.scripts.simulated_engine.settings import EngineSettings
 
 JsonObject = dict[str, Any]
 

@@ -10,24 +10,25 @@ from collections.abc import Awaitable, Callable
 import orjson
 from aiohttp import web
 
-from .context import ApiError, Call, EngineContext, choose_request_id, now_s
-from .faults import Fault, FaultPlan
-from .journal import RequestRecord
-from .reply import CutResponse, Reply, close_connection, hang, reset_connection
-from .surfaces import CONTROL_PREFIX, INFERENCE_ROUTES, find_handler
+from pointsman.scripts.simulated_engine.context import ApiError, Call, EngineContext, choose_request_id, now_s
+from pointsman.scripts.simulated_engine.faults import NO_FAULTS, Fault, FaultPlan
+from pointsman.scripts.simulated_engine.journal import RequestRecord
+from pointsman.scripts.simulated_engine.reply import CutResponse, Reply, hang
+from pointsman.scripts.simulated_engine.surfaces import CONTROL_PREFIX, INFERENCE_ROUTES, find_handler
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 
 async def dispatch(context: EngineContext, request: web.BaseRequest) -> web.StreamResponse:
     path = request.path
-    body = await request.content.read() if request.can_read_body else b""
+    try:
+        body = await request.content.read() if request.can_read_body else b""
+    except web.RequestPayloadError:
+        return web.Response(status=400, text="the request body is broken")
     if path.startswith(CONTROL_PREFIX):
-        return await _answer(_open_call(context, request, body, FaultPlan()), request.method)
+        return await _answer(_open_call(context, request, body, NO_FAULTS), request.method)
     request_id = choose_request_id(request.headers)
-    record = context.journal.begin(
-        request.method, path, request.raw_headers, _peer_port(request), request_id, body
-    )
+    record = context.journal.begin(request.method, path, request.raw_headers, _peer_port(request), request_id, body)
     is_inference = path in INFERENCE_ROUTES
     plan = context.faults.plan(path, is_inference, time.monotonic())
     call = _open_call(context, request, body, plan, request_id)
@@ -40,26 +41,33 @@ async def dispatch(context: EngineContext, request: web.BaseRequest) -> web.Stre
         context.journal.leave()
 
 
-async def _serve(
-    call: Call, request: web.BaseRequest, record: RequestRecord, plan: FaultPlan
-) -> web.StreamResponse:
+async def _serve(call: Call, request: web.BaseRequest, record: RequestRecord, plan: FaultPlan) -> web.StreamResponse:
     journal = call.context.journal
     try:
-        response = await _strike_before(call, plan) or await _answer(call, request.method)
+        response = await _strike_before(call, plan)
+        if response is None:
+            response = await _answer(call, request.method)
     except asyncio.CancelledError:
-        # The connection is gone: the client left, or a fault closed it.
-        if plan.before or plan.touches_body:
-            record.outcome = "fault"
-        else:
-            journal.note_disconnect(record)
+        _note_loss(call, record)
         raise
+    except ConnectionError:
+        # A write met the closing transport before the cancellation came; aiohttp drops what we return.
+        _note_loss(call, record)
+        return call.reply.response if call.reply.response is not None else web.Response()
     finally:
-        if plan.before or plan.touches_body or plan.error_event:
+        if plan is not NO_FAULTS:
             journal.faults_total += 1
         if call.ticket is not None and call.context.driver.abort(call.ticket):
             journal.aborted_total += 1
     record.outcome = str(response.status)
     return response
+
+
+def _note_loss(call: Call, record: RequestRecord) -> None:
+    if call.reply.is_closed_by_fault:
+        record.outcome = "fault"
+    else:
+        call.context.journal.note_disconnect(record)
 
 
 async def _answer(call: Call, method: str) -> web.StreamResponse:
@@ -81,9 +89,9 @@ async def _strike_before(call: Call, plan: FaultPlan) -> web.StreamResponse | No
         elif fault.kind == "hang":
             await hang(fault.seconds)
         elif fault.kind == "reset":
-            await reset_connection(call.reply.request)
+            await call.reply.reset_connection()
         elif fault.kind in ("close", "truncate"):
-            await close_connection(call.reply.request)
+            await call.reply.close_connection()
         else:
             return await _send_fault_status(call, fault)
     return None
@@ -92,9 +100,7 @@ async def _strike_before(call: Call, plan: FaultPlan) -> web.StreamResponse | No
 async def _send_fault_status(call: Call, fault: Fault) -> web.StreamResponse:
     error = {"message": "simulated fault", "type": "InternalServerError", "code": fault.status}
     headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
-    return await call.reply.send(
-        orjson.dumps({"error": error}), status=fault.status, headers=headers
-    )
+    return await call.reply.send(orjson.dumps({"error": error}), status=fault.status, headers=headers)
 
 
 def _open_call(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .model import Engine, EngineRequest, EngineSequence, StepResult
+from pointsman.scripts.simulated_engine.model import Engine, EngineRequest, EngineSequence, StepResult
 
 # A loop that was late by more than this does not catch up: the model's clock jumps.
 _MAX_LAG_S = 0.05
@@ -117,11 +117,7 @@ class EngineDriver:
     def abort_where(self, request_id: str) -> int:
         """Aborts the tickets whose id begins with `request_id`; the empty string means all."""
         tickets = {id(t): t for t, _ in self._outputs.values()}
-        return sum(
-            self.abort(ticket)
-            for ticket in tickets.values()
-            if ticket.request_id.startswith(request_id)
-        )
+        return sum(self.abort(ticket) for ticket in tickets.values() if ticket.request_id.startswith(request_id))
 
     def pause(self) -> None:
         self.is_paused = True
@@ -137,9 +133,7 @@ class EngineDriver:
 
     def _submit_one(self, ticket: Ticket, work: Work) -> None:
         self._next_id += 1
-        request = EngineRequest(
-            self._next_id, work.prompt_tokens, len(work.tokens), blocks=work.blocks
-        )
+        request = EngineRequest(self._next_id, work.prompt_tokens, len(work.tokens), blocks=work.blocks)
         sequence = self.engine.submit(request, self.now)
         output = Output(sequence, work.prompt, work.tokens, work.natural_end)
         ticket.outputs.append(output)

@@ -1,18 +1,18 @@
 """Which faults strike a request: decided here, carried out by reply.py, dispatch.py and listener.py.
 
-| kind        | what happens                                                                                 |
-| ----------- | -------------------------------------------------------------------------------------------- |
-| status      | answers with `status`, and Retry-After if `retry_after` is given; health stays 200            |
-| latency     | waits `ms` before anything else                                                               |
-| hang        | goes silent, for ever or for `seconds`                                                        |
-| reset       | closes the connection with RST                                                                |
-| close       | closes the connection with FIN: without an answer, or with an unfinished one                  |
-| truncate    | ends the answer early but with correct framing                                                |
-| drip        | sends the body byte by byte, `ms` apart                                                       |
-| error_event | a stream begins with an error event                                                           |
-| unhealthy   | health probes get `status` while requests work                                                |
-| slow_start  | health probes and requests get 503 for the first `seconds`                                    |
-| refuse      | the listening socket is closed for `seconds`, or until the faults are replaced                |
+| kind        | what happens |
+| --- | --- |
+| status      | answers with `status`, and Retry-After if `retry_after` is given; health stays 200 |
+| latency     | waits `ms` before anything else |
+| hang        | goes silent, for ever or for `seconds` |
+| reset       | closes the connection with RST |
+| close       | closes the connection with FIN: without an answer, or with an unfinished one |
+| truncate    | ends the answer early but with correct framing |
+| drip        | sends the body byte by byte, `ms` apart |
+| error_event | a stream begins with an error event |
+| unhealthy   | health probes get `status` while requests work |
+| slow_start  | health probes and requests get 503 for the first `seconds` |
+| refuse      | the listening socket is closed for `seconds`, or until the faults are replaced |
 
 hang, reset, close and truncate strike before the head, or after `after_bytes` of the body, or after
 `after_tokens` of a stream (an answer that is not streamed is then cut in the middle).
@@ -135,10 +135,7 @@ class FaultBook:
         return next((a.fault for a in self._armed if a.fault.kind == "refuse"), None)
 
     def describe(self) -> list[dict[str, object]]:
-        return [
-            {"fault": msgspec.to_builtins(a.fault), "seen": a.seen, "struck": a.struck}
-            for a in self._armed
-        ]
+        return [{"fault": msgspec.to_builtins(a.fault), "seen": a.seen, "struck": a.struck} for a in self._armed]
 
 
 def _compose_plan(struck: Sequence[Fault]) -> FaultPlan:

@@ -62,9 +62,7 @@ class Journal:
     disconnects_total: int = 0
     faults_total: int = 0
     connections_total: int = 0
-    disconnects: deque[dict[str, object]] = field(
-        default_factory=lambda: deque(maxlen=_DISCONNECTS_KEPT)
-    )
+    disconnects: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=_DISCONNECTS_KEPT))
     records: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=_RECORDS_KEPT))
     _with_body: deque[RequestRecord] = field(default_factory=deque)
 

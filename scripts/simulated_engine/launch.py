@@ -24,9 +24,7 @@ def launch_engines(count: int = 1, *arguments: str) -> Iterator[list[EngineAddre
     """`arguments` are those of the command line. The engines end with the block, or with this process."""
     command = [sys.executable, "-m", "pointsman.scripts.simulated_engine"]
     command += ["--engines", str(count), "--exit-on-stdin-eof", *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield _read_addresses(process)
         finally:

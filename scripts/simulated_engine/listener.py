@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from .journal import Journal
+from pointsman.scripts.simulated_engine.journal import Journal
 
 
 class _CountingServer(web.Server):
@@ -69,9 +69,7 @@ class Listener:
         self._cancel_reopening()
         if self._accepting is None and self._server is not None:
             loop = asyncio.get_running_loop()
-            self._accepting = await loop.create_server(
-                self._server, sock=self._bind(self.port), backlog=self._backlog
-            )
+            self._accepting = await loop.create_server(self._server, sock=self._bind(self.port), backlog=self._backlog)
 
     async def refuse(self, seconds: float | None) -> None:
         """Closes the listening socket only; open connections stay. None: until `accept_again`."""

@@ -17,8 +17,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from .model import Engine, EngineSequence
-from .settings import EngineSettings, Flavor
+from pointsman.scripts.simulated_engine.model import Engine, EngineSequence
+from pointsman.scripts.simulated_engine.settings import EngineSettings, Flavor
 
 _SECONDS = (
     0.001,
@@ -146,9 +146,7 @@ def _collect_vllm(metrics: EngineMetrics) -> Iterator[Metric]:
     yield _counter("vllm:prompt_tokens_cached", totals.cached_tokens, labels)
     yield _counter("vllm:generation_tokens", totals.generated_tokens, labels)
     yield _counter("vllm:num_preemptions", 0, labels)
-    finished = CounterMetricFamily(
-        "vllm:request_success", "Finished requests.", labels=[*labels, "finished_reason"]
-    )
+    finished = CounterMetricFamily("vllm:request_success", "Finished requests.", labels=[*labels, "finished_reason"])
     for reason in ("stop", "length", "abort", "error", "repetition"):
         # The engine itself does not count aborted requests here either.
         count = 0 if reason == "abort" else metrics.finished[reason]

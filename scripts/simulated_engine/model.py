@@ -15,13 +15,15 @@ The caller owns time: `submit` and `abort` may come at any moment, `step(now)` i
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .prefix_cache import PrefixCache
-from .timing import StepCost
+from pointsman.scripts.simulated_engine.prefix_cache import PrefixCache
+from pointsman.scripts.simulated_engine.timing import StepCost
 
 
 @dataclass(slots=True, frozen=True)
@@ -101,6 +103,8 @@ class EngineGauges:
     kv_blocks_used: int
     kv_blocks_cached: int
     kv_usage: float
+    step_prompt_tokens: int
+    step_decoding: int
 
 
 @dataclass(slots=True)
@@ -110,6 +114,8 @@ class _Step:
     decoding: list[EngineSequence] = field(default_factory=list)
     prompt_tokens: int = 0
     token_context: float = 0.0
+    # Nobody can join the next step either, unless a sequence leaves first.
+    is_closed: bool = False
 
     def add_chunk(self, sequence: EngineSequence, budget: int) -> None:
         todo = sequence.request.prompt_tokens - sequence.computed_tokens
@@ -147,6 +153,8 @@ class Engine:
         self._waiting[request.id] = sequence
         if self._step is None:
             self._begin_step(now)
+        elif len(self._waiting) == 1:
+            self._step.is_closed = False
         return sequence
 
     def next_event_time(self) -> float | None:
@@ -166,6 +174,30 @@ class Engine:
         self._begin_step(now)
         return result
 
+    def skip(self, until: float) -> int:
+        """Does in closed form the steps that end by `until` and in which nothing but decoding happens.
+
+        Their tokens are counted but not reported, so this is for callers that want only first tokens and
+        ends. Returns the number of steps skipped; the one that is next to run is still to be stepped.
+        """
+        step = self._step
+        if step is None or step.chunks or not step.is_closed or step.ends_s > until:
+            return 0
+        decoding = self._decoding.values()
+        remaining = min(s.request.output_tokens - s.generated_tokens for s in decoding)
+        first_s = self.cost.seconds(0, 0.0, len(decoding), self._decoding_context)
+        growth_s = self.cost.kv_token_s * len(decoding)
+        count = min(remaining - 1, 1 + _count_steps(first_s + growth_s, growth_s, until - step.ends_s))
+        if count < 1:
+            return 0
+        for sequence in decoding:
+            sequence.generated_tokens += count
+        self._decoding_context += count * len(decoding)
+        self.totals.generated_tokens += count * len(decoding)
+        self.totals.steps += count
+        step.ends_s += count * first_s + growth_s * count * (count + 1) / 2
+        return count
+
     def abort(self, request_id: int, now: float) -> bool:
         """Takes the sequence out wherever it is; its memory is free at once. False if it is unknown."""
         sequence = self._waiting.pop(request_id, None)
@@ -174,6 +206,8 @@ class Engine:
             if sequence is None:
                 return False
             self._leave(sequence)
+        if self._step is not None:
+            self._step.is_closed = False
         sequence.state = SequenceState.ABORTED
         sequence.finished_s = now
         self.totals.aborted += 1
@@ -183,11 +217,7 @@ class Engine:
         return True
 
     def find(self, request_id: int) -> EngineSequence | None:
-        return (
-            self._decoding.get(request_id)
-            or self._prefilling.get(request_id)
-            or self._waiting.get(request_id)
-        )
+        return self._decoding.get(request_id) or self._prefilling.get(request_id) or self._waiting.get(request_id)
 
     def sequences(self) -> Iterator[EngineSequence]:
         """Everything in the engine: decoding, prefilling, waiting."""
@@ -199,7 +229,7 @@ class Engine:
         self.cache.flush()
 
     def gauges(self) -> EngineGauges:
-        cache = self.cache
+        cache, step = self.cache, self._step
         return EngineGauges(
             running=self.running,
             waiting=len(self._waiting),
@@ -207,6 +237,8 @@ class Engine:
             kv_blocks_used=cache.used_blocks,
             kv_blocks_cached=cache.cached_blocks,
             kv_usage=cache.used_blocks / cache.capacity_blocks,
+            step_prompt_tokens=0 if step is None else step.prompt_tokens,
+            step_decoding=0 if step is None else len(step.decoding),
         )
 
     @property
@@ -222,6 +254,7 @@ class Engine:
             return
         step = _Step(decoding=list(self._decoding.values()))
         self._add_chunks(step, now)
+        step.is_closed = not step.chunks
         step.ends_s = now + self.cost.seconds(
             step.prompt_tokens, step.token_context, len(step.decoding), self._decoding_context
         )
@@ -325,3 +358,15 @@ class Engine:
                 return
             sequence.committed_blocks += 1
             sequence.private_blocks -= 1
+
+
+def _count_steps(first_s: float, growth_s: float, room_s: float) -> int:
+    """How many steps fit into `room_s` if the first takes `first_s` and each next one `growth_s` more."""
+    if first_s <= 0.0:
+        return sys.maxsize
+    if growth_s <= 0.0:
+        return int(room_s / first_s)
+    # count * first + growth * count * (count - 1) / 2 = room
+    half = first_s - growth_s / 2
+    count = int((math.sqrt(half * half + 2 * growth_s * room_s) - half) / growth_s)
+    return max(count, 0)

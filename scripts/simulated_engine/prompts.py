@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from .context import ApiError, Call, JsonObject
-from .driver import Work
-from .text import chain_blocks, count_tokens, generate_output, pack_tokens
+from pointsman.scripts.simulated_engine.context import ApiError, Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Work
+from pointsman.scripts.simulated_engine.text import chain_blocks, count_tokens, generate_output, pack_tokens
 
 
 @dataclass(slots=True, frozen=True)
@@ -21,9 +21,7 @@ class Sampling:
 
 def read_sampling(call: Call, document: JsonObject, *max_tokens_keys: str) -> Sampling:
     default = call.context.settings.default_max_tokens
-    max_tokens = next(
-        (document[k] for k in max_tokens_keys if document.get(k) is not None), default
-    )
+    max_tokens = next((document[k] for k in max_tokens_keys if document.get(k) is not None), default)
     choices = document.get("n") or 1
     if not isinstance(max_tokens, int) or max_tokens < 0 or not isinstance(choices, int):
         raise ApiError(400, f"{' / '.join(max_tokens_keys)} and n have to be natural numbers")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
-from .faults import Fault, FaultPlan
+from pointsman.scripts.simulated_engine.faults import Fault, FaultPlan
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 # Bytes written right before a RST may be thrown away with it; give the peer time to take them.
@@ -21,23 +21,6 @@ class CutResponse(Exception):
     """A fault ended the body: nothing more is to be written."""
 
 
-async def reset_connection(request: web.BaseRequest) -> None:
-    """Closes with RST. Ends in the cancellation that follows the loss of the connection."""
-    transport = request.transport
-    if transport is not None:
-        sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        transport.abort()
-    await asyncio.sleep(_NEVER_S)
-
-
-async def close_connection(request: web.BaseRequest) -> None:
-    """Closes with FIN after what has been written. Ends in cancellation."""
-    if request.transport is not None:
-        request.transport.close()
-    await asyncio.sleep(_NEVER_S)
-
-
 async def hang(seconds: float | None) -> None:
     await asyncio.sleep(_NEVER_S if seconds is None else seconds)
 
@@ -45,11 +28,10 @@ async def hang(seconds: float | None) -> None:
 class Reply:
     """The response of one request."""
 
-    def __init__(
-        self, request: web.BaseRequest, headers: Mapping[str, str], plan: FaultPlan
-    ) -> None:
+    def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], plan: FaultPlan) -> None:
         self.request = request
         self.response: web.StreamResponse | None = None
+        self.is_closed_by_fault = False
         self.error_event = plan.error_event
         self._headers = headers
         self._plan = plan
@@ -97,6 +79,23 @@ class Reply:
             await self._write_faulty(event)
             self._sent_tokens += 1
             await self._strike_if_due()
+
+    async def reset_connection(self) -> None:
+        """Closes with RST. Ends in the cancellation that follows the loss of the connection."""
+        self.is_closed_by_fault = True
+        transport = self.request.transport
+        if transport is not None:
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+            transport.abort()
+        await asyncio.sleep(_NEVER_S)
+
+    async def close_connection(self) -> None:
+        """Closes with FIN after what has been written. Ends in cancellation."""
+        self.is_closed_by_fault = True
+        if self.request.transport is not None:
+            self.request.transport.close()
+        await asyncio.sleep(_NEVER_S)
 
     @property
     def opened(self) -> web.StreamResponse:
@@ -152,8 +151,8 @@ class Reply:
             await hang(cut.seconds)
         elif cut.kind == "reset":
             await asyncio.sleep(_RESET_DELAY_S)
-            await reset_connection(self.request)
+            await self.reset_connection()
         elif cut.kind == "close":
-            await close_connection(self.request)
+            await self.close_connection()
         else:
             raise CutResponse

@@ -8,14 +8,14 @@ from typing import Self
 
 from aiohttp import web
 
-from .context import EngineContext
-from .dispatch import dispatch
-from .driver import EngineDriver
-from .listener import Listener
-from .metrics import EngineMetrics
-from .model import Engine
-from .settings import EngineSettings
-from .timing import PRESETS
+from pointsman.scripts.simulated_engine.context import EngineContext
+from pointsman.scripts.simulated_engine.dispatch import dispatch
+from pointsman.scripts.simulated_engine.driver import EngineDriver
+from pointsman.scripts.simulated_engine.listener import Listener
+from pointsman.scripts.simulated_engine.metrics import EngineMetrics
+from pointsman.scripts.simulated_engine.model import Engine
+from pointsman.scripts.simulated_engine.settings import EngineSettings
+from pointsman.scripts.simulated_engine.timing import PRESETS
 
 
 class SimulatedEngine:

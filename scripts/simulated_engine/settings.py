@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from .faults import Fault
-from .model import EngineLimits
+from pointsman.scripts.simulated_engine.faults import Fault
+from pointsman.scripts.simulated_engine.model import EngineLimits
 
 Flavor = Literal["vllm", "sglang", "llamacpp"]
 FLAVORS: tuple[Flavor, ...] = get_args(Flavor)
-VERSIONS: Mapping[Flavor, str] = MappingProxyType(
-    {"vllm": "0.32.0", "sglang": "0.5.23", "llamacpp": "b7000"}
-)
+VERSIONS: Mapping[Flavor, str] = MappingProxyType({"vllm": "0.32.0", "sglang": "0.5.23", "llamacpp": "b7000"})
 
 
 @dataclass(slots=True, frozen=True)

@@ -19,9 +19,7 @@ TOKEN_BYTES = 4
 _CONSONANTS = "bdfghklmnprstvwz"
 _VOWELS = "aeiouy"
 # 256 words of four bytes that need no escaping in JSON: a space, then three letters.
-VOCABULARY = tuple(
-    f" {first}{vowel}{last}" for first in _CONSONANTS for vowel in _VOWELS for last in _CONSONANTS
-)[:256]
+VOCABULARY = tuple(f" {first}{vowel}{last}" for first in _CONSONANTS for vowel in _VOWELS for last in _CONSONANTS)[:256]
 _BYTES = tuple(word.encode() for word in VOCABULARY)
 
 
@@ -30,9 +28,7 @@ def count_tokens(prompt: bytes) -> int:
 
 
 def encode_tokens(text: bytes) -> list[int]:
-    return [
-        int.from_bytes(text[i : i + TOKEN_BYTES], "big") for i in range(0, len(text), TOKEN_BYTES)
-    ]
+    return [int.from_bytes(text[i : i + TOKEN_BYTES], "big") for i in range(0, len(text), TOKEN_BYTES)]
 
 
 def decode_tokens(tokens: Iterable[int]) -> bytes:

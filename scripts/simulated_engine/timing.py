@@ -23,9 +23,7 @@ class StepCost:
     sequence_s: float
     kv_token_s: float
 
-    def seconds(
-        self, prompt_tokens: int, token_context: float, decoding: int, kv_tokens: int
-    ) -> float:
+    def seconds(self, prompt_tokens: int, token_context: float, decoding: int, kv_tokens: int) -> float:
         return (
             self.base_s
             + self.prompt_token_s * prompt_tokens

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 from aiohttp import web
 
-from ..context import ApiError, Call
-from . import (
+from pointsman.scripts.simulated_engine.context import ApiError, Call
+from pointsman.scripts.simulated_engine.surfaces import (
     audio,
     chat,
     completions,
@@ -87,9 +87,7 @@ _POST: Mapping[str, Handler] = MappingProxyType(
     }
 )
 
-_ROUTES: Mapping[str, Mapping[str, Handler]] = MappingProxyType(
-    {"GET": _GET, "HEAD": _GET, "POST": _POST}
-)
+_ROUTES: Mapping[str, Mapping[str, Handler]] = MappingProxyType({"GET": _GET, "HEAD": _GET, "POST": _POST})
 
 
 def find_handler(method: str, path: str) -> Handler:

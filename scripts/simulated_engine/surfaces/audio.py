@@ -5,8 +5,8 @@ from email.message import Message
 
 from aiohttp import web
 
-from ..context import ApiError, Call
-from ..prompts import plan_prompt_only
+from pointsman.scripts.simulated_engine.context import ApiError, Call
+from pointsman.scripts.simulated_engine.prompts import plan_prompt_only
 
 
 async def transcribe(call: Call) -> web.StreamResponse:
@@ -38,7 +38,5 @@ def _read_form(call: Call) -> dict[str, Message]:
     if not isinstance(parts, list):
         raise ApiError(400, "the form has no parts")
     return {
-        str(part.get_param("name", header="Content-Disposition")): part
-        for part in parts
-        if isinstance(part, Message)
+        str(part.get_param("name", header="Content-Disposition")): part for part in parts if isinstance(part, Message)
     }

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..context import Call, JsonObject
-from ..driver import Output, Ticket
-from ..prompts import Sampling, plan_generation, read_sampling, render_chat
-from .streaming import DONE, ERROR_EVENT, Delta, encode_event, iterate_deltas
-from .usage import describe_usage
+from pointsman.scripts.simulated_engine.context import Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Output, Ticket
+from pointsman.scripts.simulated_engine.prompts import Sampling, plan_generation, read_sampling, render_chat
+from pointsman.scripts.simulated_engine.surfaces.streaming import (
+    DONE,
+    ERROR_EVENT,
+    Delta,
+    encode_event,
+    iterate_deltas,
+)
+from pointsman.scripts.simulated_engine.surfaces.usage import describe_usage
 
 
 async def complete_chat(call: Call) -> web.StreamResponse:
@@ -101,14 +107,9 @@ class _ChatChunks:
 
     def tokens(self, delta: Delta) -> list[bytes]:
         before = self._prefix(delta.index)
-        events = [
-            before + token.encode() + b'"},"logprobs":null,"finish_reason":null}]}\n\n'
-            for token in delta.tokens
-        ]
+        events = [before + token.encode() + b'"},"logprobs":null,"finish_reason":null}]}\n\n' for token in delta.tokens]
         if self._finishes_with_token and delta.finish_reason is not None and events:
-            events[-1] = self._encode(
-                delta.index, {"content": delta.tokens[-1]}, delta.finish_reason
-            )
+            events[-1] = self._encode(delta.index, {"content": delta.tokens[-1]}, delta.finish_reason)
         return events
 
     def finish(self, delta: Delta) -> bytes:

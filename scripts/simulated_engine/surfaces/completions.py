@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..context import Call, JsonObject
-from ..driver import Ticket
-from ..prompts import Sampling, plan_generation, read_prompts, read_sampling
-from .streaming import DONE, ERROR_EVENT, Delta, encode_event, iterate_deltas
-from .usage import describe_usage
+from pointsman.scripts.simulated_engine.context import Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Ticket
+from pointsman.scripts.simulated_engine.prompts import Sampling, plan_generation, read_prompts, read_sampling
+from pointsman.scripts.simulated_engine.surfaces.streaming import (
+    DONE,
+    ERROR_EVENT,
+    Delta,
+    encode_event,
+    iterate_deltas,
+)
+from pointsman.scripts.simulated_engine.surfaces.usage import describe_usage
 
 
 async def complete(call: Call) -> web.StreamResponse:
@@ -27,10 +33,7 @@ async def complete(call: Call) -> web.StreamResponse:
         ticket = call.start(works, streams=True)
         return await _stream(call, ticket, document, sampling, head)
     ticket = await call.run(works)
-    choices = [
-        _describe_choice(i, output.text, output.finish_reason)
-        for i, output in enumerate(ticket.outputs)
-    ]
+    choices = [_describe_choice(i, output.text, output.finish_reason) for i, output in enumerate(ticket.outputs)]
     usage = describe_usage(ticket, sampling.choices)
     return await call.send_json({**head, "choices": choices, "usage": usage})
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import msgspec
 from aiohttp import web
 
-from ..context import ApiError, Call
-from ..faults import decode_faults
+from pointsman.scripts.simulated_engine.context import ApiError, Call
+from pointsman.scripts.simulated_engine.faults import decode_faults
 
 
 async def state(call: Call) -> web.StreamResponse:

@@ -6,11 +6,17 @@ from typing import Any
 
 from aiohttp import web
 
-from ..context import ApiError, Call, JsonObject
-from ..driver import Output, Ticket
-from ..prompts import plan_generation, read_prompts, read_sampling
-from ..text import encode_tokens
-from .streaming import DONE, ERROR_EVENT, Delta, encode_event, iterate_deltas
+from pointsman.scripts.simulated_engine.context import ApiError, Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Output, Ticket
+from pointsman.scripts.simulated_engine.prompts import plan_generation, read_prompts, read_sampling
+from pointsman.scripts.simulated_engine.surfaces.streaming import (
+    DONE,
+    ERROR_EVENT,
+    Delta,
+    encode_event,
+    iterate_deltas,
+)
+from pointsman.scripts.simulated_engine.text import encode_tokens
 
 
 async def generate(call: Call) -> web.StreamResponse:
@@ -19,9 +25,7 @@ async def generate(call: Call) -> web.StreamResponse:
     request_ids = _read_request_ids(call, document, len(prompts))
     works = [
         plan_generation(call, prompt, read_sampling(call, parameters, "max_new_tokens"))
-        for prompt, parameters in zip(
-            prompts, _read_parameters(document, len(prompts)), strict=True
-        )
+        for prompt, parameters in zip(prompts, _read_parameters(document, len(prompts)), strict=True)
     ]
     answer = _GenerateAnswer(call, document, request_ids, is_batch)
     call.request_id = request_ids[0]
@@ -63,9 +67,7 @@ def _read_request_ids(call: Call, document: JsonObject, count: int) -> list[str]
 
 
 class _GenerateAnswer:
-    def __init__(
-        self, call: Call, document: JsonObject, request_ids: list[str], is_batch: bool
-    ) -> None:
+    def __init__(self, call: Call, document: JsonObject, request_ids: list[str], is_batch: bool) -> None:
         self._call = call
         self._request_ids = request_ids
         self._is_batch = is_batch

@@ -6,9 +6,9 @@ import time
 
 from aiohttp import web
 
-from ..context import ApiError, Call, JsonObject
-from ..prompts import Sampling, plan_generation
-from ..settings import VERSIONS
+from pointsman.scripts.simulated_engine.context import ApiError, Call, JsonObject
+from pointsman.scripts.simulated_engine.prompts import Sampling, plan_generation
+from pointsman.scripts.simulated_engine.settings import VERSIONS
 
 
 async def health(call: Call) -> web.StreamResponse:
@@ -134,9 +134,7 @@ def _describe_load(call: Call) -> JsonObject:
         "max_total_num_tokens": settings.limits.kv_tokens,
         "token_usage": gauges.kv_usage,
         "gen_throughput": 0.0,
-        "cache_hit_rate": totals.cached_tokens / totals.prompt_tokens
-        if totals.prompt_tokens
-        else 0.0,
+        "cache_hit_rate": totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else 0.0,
         "utilization": gauges.running / settings.limits.max_sequences,
         "max_running_requests": settings.limits.max_sequences,
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..context import Call, JsonObject
-from ..driver import Ticket
-from ..prompts import plan_generation, read_sampling, render_chat
-from .streaming import Delta, encode_event, iterate_deltas
-from .usage import count_usage
+from pointsman.scripts.simulated_engine.context import Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Ticket
+from pointsman.scripts.simulated_engine.prompts import plan_generation, read_sampling, render_chat
+from pointsman.scripts.simulated_engine.surfaces.streaming import Delta, encode_event, iterate_deltas
+from pointsman.scripts.simulated_engine.surfaces.usage import count_usage
 
 _STOP_REASONS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
 
@@ -86,8 +86,7 @@ async def _stream(call: Call, ticket: Ticket, model: str) -> web.StreamResponse:
 
 def _encode_tokens(delta: Delta) -> list[bytes]:
     return [
-        _encode("content_block_delta", index=0, delta={"type": "text_delta", "text": token})
-        for token in delta.tokens
+        _encode("content_block_delta", index=0, delta={"type": "text_delta", "text": token}) for token in delta.tokens
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..context import Call
+from pointsman.scripts.simulated_engine.context import Call
 
 
 async def flush_cache(call: Call) -> web.StreamResponse:

@@ -9,10 +9,10 @@ from typing import Any
 
 from aiohttp import web
 
-from ..context import ApiError, Call, JsonObject
-from ..driver import Ticket
-from ..prompts import plan_prompt_only, read_prompts, render_content
-from .usage import describe_usage
+from pointsman.scripts.simulated_engine.context import ApiError, Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Ticket
+from pointsman.scripts.simulated_engine.prompts import plan_prompt_only, read_prompts, render_content
+from pointsman.scripts.simulated_engine.surfaces.usage import describe_usage
 
 _DIMENSIONS = 16
 _LABELS = ("negative", "neutral", "positive")
@@ -55,8 +55,7 @@ async def score(call: Call) -> web.StreamResponse:
         raise ApiError(400, "text_1 and text_2 have to have the same length")
     ticket = await _run(call, [f"{a}\n{b}".encode() for a, b in zip(left, right, strict=True)])
     data = [
-        {"index": i, "object": "score", "score": _score(a, b)}
-        for i, (a, b) in enumerate(zip(left, right, strict=True))
+        {"index": i, "object": "score", "score": _score(a, b)} for i, (a, b) in enumerate(zip(left, right, strict=True))
     ]
     return await _send(call, document, ticket, "score", {"object": "list", "data": data})
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ..context import ApiError, Call, JsonObject
-from ..driver import Ticket
-from ..prompts import plan_generation, read_sampling, render_chat
-from .streaming import encode_event, iterate_deltas
-from .usage import count_usage
+from pointsman.scripts.simulated_engine.context import ApiError, Call, JsonObject
+from pointsman.scripts.simulated_engine.driver import Ticket
+from pointsman.scripts.simulated_engine.prompts import plan_generation, read_sampling, render_chat
+from pointsman.scripts.simulated_engine.surfaces.streaming import encode_event, iterate_deltas
+from pointsman.scripts.simulated_engine.surfaces.usage import count_usage
 
 
 async def respond(call: Call) -> web.StreamResponse:

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 
 import orjson
 
-from ..driver import Ticket
+from pointsman.scripts.simulated_engine.driver import Ticket
 
 DONE = b"data: [DONE]\n\n"
-ERROR_EVENT = (
-    b'data: {"error":{"message":"simulated fault","type":"InternalServerError",'
-    b'"param":null,"code":500}}\n\n'
-)
+ERROR_EVENT = b'data: {"error":{"message":"simulated fault","type":"InternalServerError","param":null,"code":500}}\n\n'
 
 
 def encode_event(document: object, name: str | None = None) -> bytes:

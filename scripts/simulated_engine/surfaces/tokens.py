@@ -2,19 +2,16 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..context import ApiError, Call
-from ..prompts import render_chat
-from ..text import decode_tokens, encode_tokens
+from pointsman.scripts.simulated_engine.context import ApiError, Call
+from pointsman.scripts.simulated_engine.prompts import render_chat
+from pointsman.scripts.simulated_engine.text import decode_tokens, encode_tokens
 
 
 async def tokenize(call: Call) -> web.StreamResponse:
     """A `prompt`, or `messages` after the chat template."""
     document = call.json()
     prompt = document.get("prompt", document.get("content"))
-    if isinstance(prompt, str):
-        text = prompt.encode()
-    else:
-        text = render_chat(document)
+    text = prompt.encode() if isinstance(prompt, str) else render_chat(document)
     tokens = encode_tokens(text)
     return await call.send_json(
         {

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from ..context import JsonObject
-from ..driver import Ticket
+from pointsman.scripts.simulated_engine.context import JsonObject
+from pointsman.scripts.simulated_engine.driver import Ticket
 
 
 def count_usage(ticket: Ticket, choices: int = 1) -> tuple[int, int, int]:
