@@ -341,7 +341,14 @@ class Arbiter:
         ready = sum(shard.is_ready for shard in self._shards)
         if not self._was_ready and ready == len(self._shards) and self._control.is_ready:
             self._was_ready = True
-            log("ready", listen=self._listen, shards=ready, generation=self._segment.generation, pid=os.getpid())
+            log(
+                "ready",
+                listen=self._listen,
+                admin=self._settings.admin_listen,
+                shards=ready,
+                generation=self._segment.generation,
+                pid=os.getpid(),
+            )
             self._notifier.send("READY=1", f"STATUS={ready}/{len(self._shards)} shards")
         interval = self._notifier.watchdog_s
         if interval is not None and now >= self._next_watchdog and all(child.is_ready for child in self._children):
