@@ -1,0 +1,1 @@
+"""The admin API. It knows the daemon only through its ports."""

@@ -1,0 +1,1 @@
+"""Configuration: read, checked, and compiled into the snapshots that shards load."""

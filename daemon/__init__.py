@@ -1,0 +1,1 @@
+"""The daemon: its processes, what they share, and the command line."""
