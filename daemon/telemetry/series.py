@@ -1,0 +1,153 @@
+"""Request counters and latency histograms in shared memory: how shards write them, and how they are read back.
+
+Theory of operation. Each shard owns one table of pairs (key, count) and one block of histograms; nobody else writes
+there, so there is no lock. The table is append-only: a pair's key is stored once, by the shard that first needs it, and
+stays for the life of the daemon. A shard that takes over a dead one's row finds its keys there and counts on. A reader
+walks from the start to the first empty key; a pair whose key is there but not yet its count reads as 0.
+
+This module is on the request path: it imports nothing but the layout.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.layout import (
+    BUCKETS_S,
+    HISTOGRAM_COUNT,
+    HISTOGRAM_KINDS,
+    HISTOGRAM_SUM_US,
+    HISTOGRAM_WORDS,
+)
+from pointsman.daemon.shm.segment import Segment
+
+ROUTES: tuple[str, ...] = (
+    "other",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/rerank",
+    "/rerank",
+    "/v2/rerank",
+    "/v1/score",
+    "/score",
+    "/pooling",
+    "/generate",
+    "/v1/classify",
+    "/tokenize",
+    "/detokenize",
+    "/v1/audio/transcriptions",
+    "models",
+    "probe",
+    "extra",
+)
+"""Label `route` by index. Only ever append: a running shard and its successor must agree."""
+
+RESERVED_PAIRS = 512
+"""The last pairs of a table are kept for model 0 ("other"), so that a flood of models still counts every request."""
+
+_ROUTE_SHIFT = 48
+_MODEL_SHIFT = 16
+_MODEL_MASK = (1 << (_ROUTE_SHIFT - _MODEL_SHIFT)) - 1
+_CODE_MASK = (1 << _MODEL_SHIFT) - 1
+
+SeriesKey = tuple[int, int, int]
+"""(index into ROUTES, index into Snapshot.models, HTTP status)"""
+
+
+class Series:
+    """The write side: one per shard process, the only writer of that shard's rows."""
+
+    __slots__ = ("_cells", "_full", "_histograms", "_index", "_start", "_used")
+
+    def __init__(self, segment: Segment, shard: int) -> None:
+        layout = segment.layout
+        self._cells = segment.cells
+        self._start = layout.series_row(shard)
+        self._histograms = layout.histogram(shard, 0, 0)
+        self._full = layout.gauge(shard, at.G_SERIES_FULL)
+        self._index = dict(_pairs(self._cells, self._start))
+        self._used = len(self._index)
+
+    def count(self, route: int, model: int, code: int) -> None:
+        """One more request of that route and model was answered with that status."""
+        try:
+            self._cells[self._index[(route << _ROUTE_SHIFT) | (model << _MODEL_SHIFT) | code]] += 1
+        except KeyError:
+            self._cells[self._pair(route, model, code)] += 1
+
+    def observe(self, route: int, kind: int, seconds: float) -> None:
+        """`kind` is one of layout.KIND_*."""
+        cells = self._cells
+        row = self._histograms + (route * HISTOGRAM_KINDS + kind) * HISTOGRAM_WORDS
+        cells[row + bisect_left(BUCKETS_S, seconds)] += 1
+        cells[row + HISTOGRAM_COUNT] += 1
+        cells[row + HISTOGRAM_SUM_US] += int(seconds * 1e6)
+
+    def _pair(self, route: int, model: int, code: int) -> int:
+        """The word that counts this series, new if need be; a full table counts the model as "other"."""
+        key = (route << _ROUTE_SHIFT) | (model << _MODEL_SHIFT) | code
+        if key in self._index:
+            return self._index[key]
+        limit = at.SERIES_SLOTS - (RESERVED_PAIRS if model else 0)
+        if self._used >= limit:
+            return self._pair_when_full(route, model, code)
+        pair = self._start + 2 * self._used
+        self._used += 1
+        self._cells[pair] = key + 1
+        self._index[key] = pair + 1
+        return pair + 1
+
+    def _pair_when_full(self, route: int, model: int, code: int) -> int:
+        if model == 0:
+            return self._full  # even the reserve is gone: the request shows in series_full_total alone
+        self._cells[self._full] += 1
+        return self._pair(route, 0, code)
+
+
+def _pairs(cells: memoryview, start: int) -> Iterator[tuple[int, int]]:
+    """(key, word that holds its count) of every pair in use, in the order of their first use."""
+    for pair in range(start, start + at.SERIES_WORDS, 2):
+        stored = cells[pair]
+        if stored == 0:
+            return
+        yield stored - 1, pair + 1
+
+
+def read_series(segment: Segment) -> dict[SeriesKey, int]:
+    """Requests so far, added up over the shards."""
+    totals: dict[SeriesKey, int] = {}
+    for shard in range(segment.layout.shards):
+        for key, word in _pairs(segment.cells, segment.layout.series_row(shard)):
+            name = (key >> _ROUTE_SHIFT, (key >> _MODEL_SHIFT) & _MODEL_MASK, key & _CODE_MASK)
+            totals[name] = totals.get(name, 0) + segment.cells[word]
+    return totals
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    buckets: tuple[int, ...]
+    """observations per bucket (not cumulative); one more than BUCKETS_S"""
+    sum_s: float
+
+    @property
+    def count(self) -> int:
+        """Of the buckets, not of the stored counter: a reader may see an observation half written."""
+        return sum(self.buckets)
+
+
+def read_histogram(segment: Segment, route: int, kind: int) -> Histogram:
+    """Added up over the shards."""
+    buckets = [0] * (len(BUCKETS_S) + 1)
+    sum_us = 0
+    for shard in range(segment.layout.shards):
+        row = segment.layout.histogram(shard, route, kind)
+        for index in range(len(buckets)):
+            buckets[index] += segment.cells[row + index]
+        sum_us += segment.cells[row + HISTOGRAM_SUM_US]
+    return Histogram(tuple(buckets), sum_us / 1e6)
