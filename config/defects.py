@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -85,9 +85,12 @@ _JSON_NAMES: tuple[tuple[Any, str], ...] = (
 )
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
 def check(
-    model: type[BaseModel], value: object, report: Callable[[Path, str, str], None], prefix: Path = ()
-) -> BaseModel | None:
+    model: type[_Model], value: object, report: Callable[[Path, str, str], None], prefix: Path = ()
+) -> _Model | None:
     """The validated model; or None after `report(path, problem, hint)` of every defect."""
     try:
         return model.model_validate(value)

@@ -95,7 +95,7 @@ def _bad(source: str, problem: str, *, line: int = 0, column: int = 0, hint: str
 def _read_bytes(path: Path, source: str) -> bytes:
     try:
         # Not blocking: a FIFO in the file's place must not hang the daemon.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise _bad(source, "is a directory, not a file" if stat.S_ISDIR(mode) else "is not a regular file")
@@ -177,7 +177,7 @@ def _parse_yaml(text: str, source: str) -> tuple[object, Places]:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         hint = _end_hint(text, mark.index) if mark else ""
-        problem = error.problem or error.context or "syntax error"
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
         raise _bad(source, f"is not valid YAML: {problem}", line=line, column=column, hint=hint) from None
     except (yaml.YAMLError, ValueError) as error:  # unprintable characters; impossible dates
         raise _bad(source, f"is not valid YAML: {str(error).splitlines()[0]}") from None

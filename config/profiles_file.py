@@ -46,7 +46,6 @@ def read_profiles(document: Document, policies: Collection[str]) -> ProfilesFile
     compiled = tuple(_compile_match(index, found, profiles, findings) for index, found in matches.items())
     default = _default_profile(top.get("defaultProfile"), profiles, findings)
     findings.raise_if_any()
-    assert isinstance(section, ProfilesSection)
     warnings = _warnings(section, sections, list(matches.values()))
     return ProfilesFile(profiles, default, compiled, tuple(warnings), document.digest)
 
@@ -55,8 +54,7 @@ def _check_profiles(value: object, findings: Findings) -> dict[str, ProfileSecti
     """Every profile that was written; an empty one in place of a defective one, so that its name stays known."""
     found: dict[str, ProfileSection] = {}
     for name, item in value.items() if isinstance(value, dict) else ():
-        section = defects.check(ProfileSection, item, findings.report, ("profiles", name))
-        found[name] = section if isinstance(section, ProfileSection) else ProfileSection()
+        found[name] = defects.check(ProfileSection, item, findings.report, ("profiles", name)) or ProfileSection()
     return found
 
 
@@ -64,7 +62,7 @@ def _check_matches(value: object, findings: Findings) -> dict[int, MatchSection]
     found: dict[int, MatchSection] = {}
     for index, item in enumerate(value if isinstance(value, list) else ()):
         section = defects.check(MatchSection, item, findings.report, ("match", index))
-        if isinstance(section, MatchSection):
+        if section is not None:
             found[index] = section
     return found
 
@@ -111,9 +109,9 @@ def _default_profile(name: object, profiles: Collection[str], findings: Findings
 
 
 def _warnings(
-    top: ProfilesSection, profiles: Mapping[str, ProfileSection], matches: Sequence[MatchSection]
+    top: ProfilesSection | None, profiles: Mapping[str, ProfileSection], matches: Sequence[MatchSection]
 ) -> list[str]:
-    found = [f"lockedRoutingStrategy: {INERT}"] if top.locked_routing_strategy else []
+    found = [f"lockedRoutingStrategy: {INERT}"] if top and top.locked_routing_strategy else []
     for name, profile in profiles.items():
         path: positions.Path = ("profiles", name)
         found += _inert(path, profile, ACTIVE)

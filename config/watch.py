@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
@@ -85,16 +84,16 @@ def links(path: Path) -> list[Path]:
             continue
         step = current / part
         try:
-            target = os.readlink(step)
+            target = step.readlink()
         except OSError:
             current = step
             continue
         found.append(step)
         if len(found) > MAX_LINKS:
             break
-        if target.startswith("/"):
+        if target.is_absolute():
             current = Path("/")
-        ahead.extend(part for part in reversed(Path(target).parts) if part != "/")
+        ahead.extend(part for part in reversed(target.parts) if part != "/")
     return [*found, current]
 
 

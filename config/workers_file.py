@@ -43,7 +43,7 @@ def _worker_items(value: object, findings: Findings) -> tuple[positions.Path, li
         findings.report((), 'expected a list of workers, or an object {"workers": [...]}')
         return (), []
     section = defects.check(WorkersSection, value, findings.report)
-    return ("workers",), section.workers if isinstance(section, WorkersSection) else []
+    return ("workers",), section.workers if section else []
 
 
 _Placed = list[tuple[positions.Path, DeclaredWorker]]
@@ -53,7 +53,7 @@ def _compile_item(path: positions.Path, item: object, findings: Findings) -> _Pl
     if isinstance(item, dict) and "targets" in item:
         return _compile_group(path, item, findings)
     section = defects.check(WorkerSection, item, findings.report, path)
-    if not isinstance(section, WorkerSection):
+    if section is None:
         return []
     url = _checked_url((*path, "url"), section.url, findings)
     _check_models((*path, "models"), section.models, findings)
@@ -85,7 +85,7 @@ def _check_models(path: positions.Path, models: list[str], findings: Findings) -
 
 def _compile_group(path: positions.Path, item: object, findings: Findings) -> _Placed:
     group = defects.check(TargetGroup, item, findings.report, path)
-    if not isinstance(group, TargetGroup):
+    if group is None:
         return []
     labels_path = (*path, "labels")
     if "api_key" in group.labels:
@@ -93,7 +93,7 @@ def _compile_group(path: positions.Path, item: object, findings: Findings) -> _P
         findings.report((*labels_path, "api_key"), "a key does not belong into labels", hint)
     known = {name: text for name, text in group.labels.items() if name in defects.keys_of(TargetLabels)}
     meant = defects.check(TargetLabels, known, findings.report, labels_path)
-    if not isinstance(meant, TargetLabels):
+    if meant is None:
         return []
     models = [name for name in (part.strip() for part in (meant.models or meant.model or "").split(",")) if name]
     labels = {name: text for name, text in group.labels.items() if name not in known and not name.startswith("__")}
