@@ -74,6 +74,10 @@ def malformed_http(message: str, *, status: int = 400) -> RequestError:
     return RequestError(status, "malformed_http", message, fault=Fault.CLIENT, close=True)
 
 
+def head_too_large() -> RequestError:
+    return malformed_http("the request head is larger than max_header_bytes", status=431)
+
+
 def not_found(path: str) -> RequestError:
     return RequestError(404, "not_found", f"no such endpoint: {path}", fault=Fault.CLIENT)
 

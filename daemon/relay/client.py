@@ -19,6 +19,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from pointsman.daemon.errors import (
     RequestError,
     buffers_full,
+    head_too_large,
     malformed_http,
     method_not_allowed,
     not_found,
@@ -96,12 +97,13 @@ class ClientConnection(asyncio.Protocol):
         if self._linger_until:
             return
         self._reading_since = self.context.now()
+        self._head_bytes += len(data)
         self._feed(data)
         request = self._request
-        if request is not None and not request.is_head_complete:
-            self._head_bytes += len(data)
-            if self._head_bytes > self.context.settings.max_header_bytes:
-                self._refuse(malformed_http("the request head is too large", status=431))
+        if request is None or request.is_head_complete:
+            self._head_bytes = 0
+        elif self._head_bytes > self.context.settings.max_header_bytes:
+            self._refuse(head_too_large())
         if self._queue:
             self._advance()
             if len(self._queue) >= MAX_PIPELINED:
@@ -166,12 +168,13 @@ class ClientConnection(asyncio.Protocol):
         request = self._request
         if request is None:
             return
-        self._head_bytes = 0
         parser = self._parser
         settings = self.context.settings
         try:
             if len(request.headers) > settings.max_headers:
                 raise malformed_http(f"more than {settings.max_headers} headers", status=431)
+            if self._head_bytes > settings.max_header_bytes < request.head_size():
+                raise head_too_large()
             request.finish_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
             if request.content_length is not None and request.content_length > settings.max_payload_size:
                 raise payload_too_large(settings.max_payload_size)
@@ -393,9 +396,7 @@ class ClientConnection(asyncio.Protocol):
             if now > self._linger_until:
                 self.transport.abort()
         elif request is None:
-            # a connection that never sent a byte has the head's deadline, one between requests the longer one
-            limit = settings.keep_alive_timeout_s if self._head_bytes == 0 else settings.header_timeout_s
-            if now - self._reading_since > limit:
+            if now - self._reading_since > settings.keep_alive_timeout_s:
                 self.transport.close()
         elif not request.is_head_complete:
             if now - request.started > settings.header_timeout_s:

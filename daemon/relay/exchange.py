@@ -255,7 +255,7 @@ class Exchange:
         self.client.release_body(request)
         if self.client.is_write_paused:
             self.pause_upstream()
-        self.head, self.framing, self.status = head, framing, head.status
+        self.framing = framing
         self._is_unchunked = head.is_chunked and request.is_http_1_0 and not framing.is_done
         self.is_keep_alive = (
             request.keep_alive
@@ -264,23 +264,21 @@ class Exchange:
             and not self.context.closes_connections
         )
         out = client_head(
-            head,
-            is_http_1_0=request.is_http_1_0,
-            keep_alive=self.is_keep_alive,
-            own_headers=self._own_headers(),
+            head, is_http_1_0=request.is_http_1_0, keep_alive=self.is_keep_alive, own_headers=self._own_headers()
         )
-        size = len(data)
-        if position == size or framing.is_done:
-            self.client.transport.write(out)
-            return position
-        if self._is_unchunked or size - position > SMALL_WRITE_BYTES:
-            self.client.transport.write(out)
-            return self.body_received(framing, data, position)
-        end = framing.feed(data, position)
+        available = len(data) - position
+        if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or self._is_unchunked:
+            self._head_written(head, out)
+            return position if framing.is_done or available == 0 else self.body_received(framing, data, position)
+        end = framing.feed(data, position)  # before anything is written: nonsense can still become a 502
+        self._head_written(head, out + data[position:end])
         self.first_byte_at = self.context.now()
         self.bytes_out = end - position
-        self.client.transport.write(out + data[position:end])
         return end
+
+    def _head_written(self, head: ResponseHead, out: bytes) -> None:
+        self.head, self.status = head, head.status
+        self.client.transport.write(out)
 
     def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
         transport = self.client.transport

@@ -172,6 +172,10 @@ class Inbound:
         query = b"?" + url.query if url.query else b""
         return (url.path or b"/") + query
 
+    def head_size(self) -> int:
+        """Bytes of the request line and the headers, about."""
+        return sum(map(len, self.target_parts)) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header; `name` in lower case."""
         for key, value in self.headers:
