@@ -1,0 +1,1 @@
+"""What each path does; one module per group of paths."""

@@ -1,0 +1,53 @@
+"""How the daemon is: for people, for Prometheus, for whoever only asks whether it lives."""
+
+from __future__ import annotations
+
+from aiohttp import hdrs, web
+
+from pointsman.admin_api.answers import answer, text
+from pointsman.admin_api.ports import ControlPort
+from pointsman.daemon.version import VERSION
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+INDEX = f"""\
+pointsman {VERSION}, admin API
+
+GET    /status                what runs, and how
+GET    /metrics               for Prometheus
+GET    /health                200 while this process lives; the only one that asks for no token
+GET    /workers               ?model=NAME  ?state=draining|all
+POST   /workers               {{"url": "http://HOST:PORT", "models": […], "weight": 1, "labels": {{…}}, "api_key": "…"}}
+GET    /workers/ID            ID is the worker's id, or its URL (percent-encoded)
+PATCH  /workers/ID            weight, labels, models, api_key
+PUT    /workers/ID            as POST, with the same url
+DELETE /workers/ID            no more picks; running requests end
+GET    /config                generation, source, hash, last reload
+POST   /config/reload         read the files again
+POST   /add_worker?url=  POST /remove_worker?url=  GET /list_workers
+"""
+
+
+class StatusHandlers:
+    def __init__(self, port: ControlPort) -> None:
+        self._port = port
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/", self.index),
+            web.get("/health", self.health),
+            web.get("/status", self.status),
+            web.get("/metrics", self.metrics),
+        ]
+
+    async def index(self, _request: web.Request) -> web.Response:
+        return text(INDEX)
+
+    async def health(self, _request: web.Request) -> web.Response:
+        return text("OK")
+
+    async def status(self, _request: web.Request) -> web.Response:
+        return answer(self._port.status())
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._port.metrics(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})

@@ -1,0 +1,109 @@
+"""/workers: the worker API of SGLang's gateways, keyed by id or by URL."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from pointsman.admin_api import views
+from pointsman.admin_api.answers import answer, bad_request
+from pointsman.admin_api.ports import ControlPort, WorkerView
+from pointsman.admin_api.schemas import PatchBody, WorkerBody, read_body
+from pointsman.config.nearest import closest
+from pointsman.config.worker_urls import canonical_url
+
+_STATES = ("draining", "all")
+_QUERY = ("model", "state")
+
+
+class WorkerHandlers:
+    def __init__(self, port: ControlPort) -> None:
+        self._port = port
+
+    def routes(self) -> list[web.RouteDef]:
+        one = "/workers/{key:.+}"
+        return [
+            web.post("/workers", self.add),
+            web.get("/workers", self.get_all),
+            web.get(one, self.get),
+            web.put(one, self.replace),
+            web.patch(one, self.patch),
+            web.delete(one, self.remove),
+        ]
+
+    async def add(self, request: web.Request) -> web.Response:
+        body = read_body(await request.read(), WorkerBody)
+        view = await self._port.add_worker(body.to_request())
+        state = "ready" if view.is_healthy else f"{view.status}, it is probed until it answers"
+        message = f"Worker {view.url} was added and is {state}"
+        return _accepted(view, message, body.warnings())
+
+    async def get_all(self, request: web.Request) -> web.Response:
+        state, model = _query(request)
+        return answer(views.workers(self._listed(state, model)))
+
+    def _listed(self, state: str | None, model: str | None) -> list[WorkerView]:
+        if state == "draining":
+            return self._port.list_workers(state="draining", model=model)
+        found = self._port.list_workers(model=model)
+        if state == "all":
+            found = found + self._port.list_workers(state="draining", model=model)
+        return list({view.id: view for view in found}.values())
+
+    async def get(self, request: web.Request) -> web.Response:
+        return answer(views.worker(self._port.get_worker(_key(request))))
+
+    async def patch(self, request: web.Request) -> web.Response:
+        body = read_body(await request.read(), PatchBody)
+        if not body.model_fields_set:
+            raise bad_request(f"nothing to change; these can be: {', '.join(sorted(PatchBody.model_fields))}")
+        view = await self._port.patch_worker(_key(request), body.to_patch())
+        return _accepted(view, f"Worker {view.url} was changed")
+
+    async def replace(self, request: web.Request) -> web.Response:
+        body = read_body(await request.read(), WorkerBody)
+        present = self._port.get_worker(_key(request))
+        _check_same(present, body)
+        view = await self._port.patch_worker(present.id, body.to_patch())
+        return _accepted(view, f"Worker {view.url} was replaced", body.warnings())
+
+    async def remove(self, request: web.Request) -> web.Response:
+        view = await self._port.remove_worker(_key(request))
+        left = f"; {view.in_flight} running requests go on" if view.in_flight else ""
+        return answer(views.accepted(view, f"Worker {view.url} was removed{left}"), status=202)
+
+
+def _accepted(view: WorkerView, message: str, warnings: list[str] | None = None) -> web.Response:
+    location = {"Location": views.location(view)}
+    return answer(views.accepted(view, message, warnings or ()), status=202, headers=location)
+
+
+def _key(request: web.Request) -> str:
+    """The id, or the worker's URL in its canonical spelling; aiohttp has undone the percent-encoding once."""
+    key = request.match_info["key"]
+    try:
+        return canonical_url(key) if "://" in key else key
+    except ValueError:
+        return key  # no worker has that name either: the port answers 404
+
+
+def _query(request: web.Request) -> tuple[str | None, str | None]:
+    """(state, model)"""
+    for name in request.query:
+        if name not in _QUERY:
+            raise bad_request(f"unknown parameter {name[:60]!r}. {closest(name, _QUERY)}".rstrip(". "))
+    state = request.query.get("state")
+    if state is not None and state not in _STATES:
+        raise bad_request(f"expected state={' or state='.join(_STATES)}, got {state[:60]!r}")
+    return state, request.query.get("model")
+
+
+def _check_same(present: WorkerView, body: WorkerBody) -> None:
+    """What cannot change while requests may be on their way to it."""
+    try:
+        url = canonical_url(body.url)
+    except ValueError as error:
+        raise bad_request(f"url: {error}") from None
+    fixed = ("url", url, present.url), ("worker_type", body.worker_type, present.worker_type)
+    for name, asked, is_now in (*fixed, ("bootstrap_port", body.bootstrap_port, present.bootstrap_port)):
+        if asked != is_now:
+            raise bad_request(f"{name} cannot change ({is_now!r}); remove the worker and add it anew")

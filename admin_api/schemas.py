@@ -1,0 +1,170 @@
+"""Bodies that the admin API takes, strictly: an unknown or mistyped field is an error that names the nearest one.
+
+SGLang's gateways know more fields than we do. Those that can be left aside without harm are taken, and named in the
+answer's `warnings`; those whose absence would make the worker behave otherwise than asked are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from pointsman.admin_api.answers import bad_request
+from pointsman.admin_api.ports import WorkerPatch, WorkerRequest
+from pointsman.config import defects
+from pointsman.config.workers_schema import MAX_WEIGHT, WorkerType
+
+LEFT_ASIDE = (
+    "priority",
+    "cost",
+    "runtime_type",
+    "runtime",
+    "provider",
+    "health",
+    "http_pool",
+    "resilience",
+    "overload",
+    "max_connection_attempts",
+    "load_monitor_interval_secs",
+    "kv_connector",
+    "kv_role",
+    "kv_engine_id",
+    "kv_block_size",
+    "tokenizer_path",
+    "reasoning_parser",
+    "tool_parser",
+    "chat_template",
+)
+"""Known to SGLang's gateways (generations 2 and 3), without effect here."""
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def _card_id(value: object) -> object:
+    """A model may be given as its name or as a card: an object with `id`."""
+    return value.get("id") if isinstance(value, dict) else value
+
+
+ModelName = Annotated[str, BeforeValidator(_card_id), Field(min_length=1, max_length=512)]
+Models = Annotated[list[ModelName], Field(max_length=1000)]
+Weight = Annotated[float, Field(gt=0, le=MAX_WEIGHT)]
+Labels = Annotated[dict[str, str], Field(max_length=64)]
+ApiKey = Annotated[str | None, Field(min_length=1, max_length=8192)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class WorkerBody(_Strict):
+    """POST /workers, PUT /workers/ID"""
+
+    url: str
+    worker_type: WorkerType = "regular"
+    bootstrap_port: int | None = Field(default=None, ge=1, le=65535)
+    models: Models = []
+    model_id: str | None = None
+    """generation 2's one model"""
+    weight: Weight = 1.0
+    labels: Labels = {}
+    api_key: ApiKey = None
+    connection_mode: Literal["http"] | None = None
+    dp_size: Literal[1] | None = None
+    """more ranks behind one URL would have to be workers of their own"""
+
+    # left aside
+    priority: Any = None
+    cost: Any = None
+    runtime_type: Any = None
+    runtime: Any = None
+    provider: Any = None
+    health: Any = None
+    http_pool: Any = None
+    resilience: Any = None
+    overload: Any = None
+    max_connection_attempts: Any = None
+    load_monitor_interval_secs: Any = None
+    kv_connector: Any = None
+    kv_role: Any = None
+    kv_engine_id: Any = None
+    kv_block_size: Any = None
+    tokenizer_path: Any = None
+    reasoning_parser: Any = None
+    tool_parser: Any = None
+    chat_template: Any = None
+
+    @field_validator("connection_mode", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    def to_request(self) -> WorkerRequest:
+        return WorkerRequest(
+            url=self.url,
+            worker_type=self.worker_type,
+            bootstrap_port=self.bootstrap_port,
+            models=tuple(self.models) or ((self.model_id,) if self.model_id else ()),
+            weight=self.weight,
+            labels=self.labels,
+            api_key=self.api_key,
+        )
+
+    def to_patch(self) -> WorkerPatch:
+        """Everything that may change of a worker, for PUT: what the body does not name goes back to its default."""
+        request = self.to_request()
+        return WorkerPatch(weight=request.weight, labels=request.labels, models=request.models, api_key=request.api_key)
+
+    def warnings(self) -> list[str]:
+        given = [name for name in LEFT_ASIDE if name in self.model_fields_set and getattr(self, name) is not None]
+        return [f"{name} has no effect here" for name in given]
+
+
+class PatchBody(_Strict):
+    """PATCH /workers/ID: only what is there changes."""
+
+    models: Models = []
+    weight: Weight = 1.0
+    labels: Labels = {}
+    api_key: ApiKey = None
+
+    def to_patch(self) -> WorkerPatch:
+        given = self.model_fields_set
+        return WorkerPatch(
+            models=tuple(self.models) if "models" in given else msgspec.UNSET,
+            weight=self.weight if "weight" in given else msgspec.UNSET,
+            labels=self.labels if "labels" in given else msgspec.UNSET,
+            api_key=self.api_key if "api_key" in given else msgspec.UNSET,
+        )
+
+
+def read_body(data: bytes, model: type[Body]) -> Body:
+    """Raises RequestError 400 with all defects."""
+    return check(_parse(data), model)
+
+
+def check(value: object, model: type[Body]) -> Body:
+    found: list[str] = []
+
+    def report(path: defects.Path, problem: str, hint: str) -> None:
+        place = ".".join(map(str, path))
+        found.append(f"{place}: {problem}{f' ({hint})' if hint else ''}" if place else problem)
+
+    body = defects.check(model, value, report)
+    if not isinstance(body, model):
+        raise bad_request("; ".join(found))
+    return body
+
+
+def _parse(data: bytes) -> object:
+    if not data.strip():
+        raise bad_request("expected a JSON object, got an empty body")
+    try:
+        value: object = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise bad_request("expected a JSON object")
+    return value
