@@ -1,0 +1,64 @@
+"""`python -m pointsman.daemon.control`: the control process, started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from pointsman.config import settings as settings_codec
+from pointsman.daemon import leash
+from pointsman.daemon.control.boot import Inherited, run
+from pointsman.daemon.errors import EXIT_BOOT_FAILED
+from pointsman.daemon.shm.native import die_with_parent, name_process
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.logs import log, set_level
+from pointsman.daemon.workers.state import WorkerState
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="pointsman.daemon.control")
+    for name in ("settings-fd", "segment-fd", "leash-fd"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--admin-fds", type=_descriptors, required=True)
+    return parser.parse_args(argv)
+
+
+def _descriptors(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def _inherit(arguments: argparse.Namespace) -> Inherited:
+    return Inherited(
+        settings=settings_codec.decode(leash.read_all(arguments.settings_fd)),
+        segment=Segment.attach(arguments.segment_fd),
+        leash=socket.socket(fileno=arguments.leash_fd),
+        admin=[socket.socket(fileno=fd) for fd in arguments.admin_fds],
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    die_with_parent(signal.SIGKILL)
+    name_process("pointsman-ctl")
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's, meant for the supervisor
+        signal.signal(ignored, signal.SIG_IGN)
+    try:
+        inherited = _inherit(arguments)
+        set_level(inherited.settings.log_level)
+        state = WorkerState(Path(inherited.settings.state_dir))
+        state.lock()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run(inherited, state))
+    except Exception as error:  # noqa: BLE001 - tell the supervisor that trying again is useless
+        log("control_boot_failed", level="error", reason=str(error) or repr(error))
+        return EXIT_BOOT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The admin API on the sockets that the supervisor bound: the unix socket trusts its mode, TCP asks for a token."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from pointsman.admin_api.app import build_app
+from pointsman.admin_api.auth import AdminAuth, BearerTokens, Trusting
+from pointsman.admin_api.ports import ControlPort
+from pointsman.admin_api.server import AdminRunner
+from pointsman.admin_api.tokens import open_tokens
+from pointsman.config.settings import Settings
+
+
+class AdminServers:
+    def __init__(self, runners: Sequence[web.AppRunner]) -> None:
+        self._runners = runners
+
+    async def stop(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+
+
+async def serve(port: ControlPort, settings: Settings, sockets: Sequence[socket.socket]) -> AdminServers:
+    """Raises ConfigErrors when TCP needs a token and there is none."""
+    runners: list[web.AppRunner] = []
+    local = [sock for sock in sockets if sock.family == socket.AF_UNIX]
+    remote = [sock for sock in sockets if sock.family != socket.AF_UNIX]
+    if local:
+        runners.append(await _serve(port, Trusting(), local))
+    if remote:
+        auth = BearerTokens(open_tokens(settings)) if settings.admin_auth else Trusting()
+        runners.append(await _serve(port, auth, remote))
+    return AdminServers(runners)
+
+
+async def _serve(port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket]) -> web.AppRunner:
+    runner = AdminRunner(build_app(port, auth=auth))
+    await runner.setup()
+    for sock in sockets:
+        await web.SockSite(runner, sock).start()
+    return runner

@@ -1,0 +1,208 @@
+"""Puts control together, runs it until it is told to end, and takes it apart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from pointsman.config import snapshot as codec
+from pointsman.config.settings import Settings
+from pointsman.config.snapshot import Snapshot
+from pointsman.config.watch import watch
+from pointsman.daemon import leash
+from pointsman.daemon.control import admin, files, restore
+from pointsman.daemon.control.catalog import Catalog
+from pointsman.daemon.control.channel import Channel
+from pointsman.daemon.control.desired import Rules, compile_snapshot, rules_in
+from pointsman.daemon.control.drain import Drainer
+from pointsman.daemon.control.publisher import Publisher
+from pointsman.daemon.control.reload import Reloader
+from pointsman.daemon.control.service import ControlService
+from pointsman.daemon.control.tasks import Tasks
+from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, PointsmanError, RequestError
+from pointsman.daemon.leash import Message
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.logs import log
+from pointsman.daemon.workers.address import rules as address_rules
+from pointsman.daemon.workers.locate import Locator
+from pointsman.daemon.workers.probe import ProbeClient
+from pointsman.daemon.workers.prober import Prober, Surroundings
+from pointsman.daemon.workers.registry import Registry
+from pointsman.daemon.workers.state import WorkerState
+
+HEARTBEAT_S = 0.25
+WELCOME_S = 10.0
+
+
+class BootError(PointsmanError):
+    """Control cannot start; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What the supervisor hands over."""
+
+    settings: Settings
+    segment: Segment
+    leash: socket.socket
+    admin: Sequence[socket.socket]
+    """listening already, in the order of `settings.admin_listen`"""
+
+
+class Control:
+    def __init__(self, inherited: Inherited, state: WorkerState) -> None:
+        self._settings = inherited.settings
+        self._segment = inherited.segment
+        self._admin_sockets = inherited.admin
+        self._channel = Channel(inherited.leash)
+        self._state = state
+        self._background = Tasks()
+        """what a drain stops"""
+        self._vital = Tasks()
+        """what runs until the end"""
+        self._ended = asyncio.Event()
+        self._stop_watching = asyncio.Event()
+
+    async def run(self) -> int:
+        """Until SIGTERM; returns the exit code. Raises PointsmanError when it cannot start."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
+        self._vital.keep("heartbeat", self._beat)
+        self._channel.open()
+        client = ProbeClient.open(self._settings.health_timeout_s)
+        try:
+            last = await self._greet()
+            service = self._assemble(last, client)
+            await self._start(service, last)
+            return await self._until_end()
+        finally:
+            await self._background.stop()
+            await self._vital.stop()
+            await client.close()
+
+    # --- start
+
+    async def _greet(self) -> Snapshot | None:
+        """What the supervisor holds: the last snapshot, None at a first start."""
+        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._channel.on("welcome", lambda _message, fd: answer.set_result(fd))
+        self._channel.send(Message("hello"))
+        try:
+            async with asyncio.timeout(WELCOME_S):
+                fd = await answer
+        except TimeoutError:
+            raise BootError(f"no welcome from the supervisor within {WELCOME_S:g} s") from None
+        if fd is None:
+            return None
+        try:
+            return codec.decode(leash.read_all(fd))
+        finally:
+            os.close(fd)
+
+    def _assemble(self, last: Snapshot | None, client: ProbeClient) -> ControlService:
+        settings, segment = self._settings, self._segment
+        self._registry = registry = Registry(segment.layout.slots, lambda: str(uuid4()), settings.workers_file)
+        rules = address_rules(settings.worker_networks, self._own_ports())
+        self._locator = locator = Locator(rules, registry.pinned)
+        self._prober = Prober(
+            settings, segment, client, Surroundings(self._background.spawn, locator.resolve, self._publish_found)
+        )
+        self._publisher = publisher = Publisher(self._channel, segment, last, self._compile)
+        self._drainer = Drainer(segment, registry, lambda: publisher.current, self._slot_freed)
+        catalog = Catalog(
+            segment,
+            registry,
+            locator,
+            self._prober,
+            publisher,
+            self._state,
+            settings.workers_file,
+            self._drainer.wake,
+        )
+        self._reloader = Reloader(settings, registry, locator, rules_in(last) if last else Rules(), catalog.settle)
+        return ControlService(settings, segment, catalog, publisher, self._reloader)
+
+    def _own_ports(self) -> frozenset[int]:
+        names = [sock.getsockname() for sock in self._admin_sockets if sock.family != socket.AF_UNIX]
+        return frozenset({self._settings.port, *(name[1] for name in names)})
+
+    async def _start(self, service: ControlService, last: Snapshot | None) -> None:
+        # The watch first: what is edited while the files are read is read again.
+        self._background.keep("watch", self._watch)
+        await asyncio.sleep(0)
+        await restore.fill(
+            self._settings, self._segment, self._registry, self._locator, self._state, self._reloader, last
+        )
+        self._channel.on("reload", lambda *_: self._background.spawn("reload", self._reloader.reload()))
+        self._channel.on("drain", lambda *_: self._vital.spawn("drain", self._drain()))
+        self._vital.keep("publisher", self._publisher.run)
+        self._prober.track(self._registry.live())
+        try:
+            await self._publisher.publish()
+        except RequestError as error:
+            raise BootError(error.message) from None
+        self._background.keep("probes", self._prober.run)
+        self._background.keep("slots", self._drainer.run)
+        self._servers = await admin.serve(service, self._settings, self._admin_sockets)
+        self._channel.send(Message("ready"))
+        log("control_ready", generation=self._publisher.current.generation, workers=len(self._registry.live()))
+
+    # --- run
+
+    async def _beat(self) -> None:
+        while True:
+            self._segment.beat(self._segment.layout.control)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _watch(self) -> None:
+        paths = [Path(path) for path in files.paths(self._settings).values() if path is not None]
+        if not paths:
+            return
+        async for _changed in watch(paths, self._stop_watching):
+            await self._reloader.reload()
+
+    async def _publish_found(self) -> None:
+        """What a probe found out. A refusal is logged where it happens, and tried again."""
+        try:
+            await self._publisher.publish()
+        except RequestError:
+            return
+
+    def _slot_freed(self) -> None:
+        if self._reloader.lacks_slots:
+            self._background.spawn("reload", self._reloader.reload())
+
+    def _compile(self) -> Snapshot:
+        known = self._publisher.current.models
+        return compile_snapshot(self._registry.live(), self._reloader.rules, self._settings, known)
+
+    # --- stop
+
+    async def _drain(self) -> None:
+        """The daemon is stopping: no probes, no reloads, no new generations; the admin API goes on answering."""
+        self._publisher.stop()
+        self._stop_watching.set()
+        await self._background.stop()
+
+    async def _until_end(self) -> int:
+        """SIGTERM, or background work that fails again and again."""
+        for owner in (self._background, self._vital):
+            owner.gave_up.add_done_callback(lambda _: self._ended.set())
+        await self._ended.wait()
+        for owner in (self._background, self._vital):
+            if owner.gave_up.done():
+                log("control_gives_up", level="error", task=owner.gave_up.result())
+                return EXIT_SOFTWARE  # the supervisor starts another one
+        await self._drain()
+        await self._servers.stop()
+        return EXIT_OK
+
+
+async def run(inherited: Inherited, state: WorkerState) -> int:
+    return await Control(inherited, state).run()

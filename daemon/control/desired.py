@@ -1,0 +1,90 @@
+"""What the shards should run on, from what control knows. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from pointsman.config import snapshot as codec
+from pointsman.config.load import ProfilesFile
+from pointsman.config.settings import Settings
+from pointsman.config.snapshot import MODEL_OTHER, Match, Profile, Snapshot, WorkerSpec
+from pointsman.daemon.workers.registry import Worker
+
+MAX_MODELS = 64
+"""labels in the metrics, "other" included"""
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What a profiles file says."""
+
+    profiles: dict[str, Profile] = {}
+    default_profile: str | None = None
+    matches: tuple[Match, ...] = ()
+
+
+def rules_of(file: ProfilesFile) -> Rules:
+    return Rules(file.profiles, file.default_profile, file.matches)
+
+
+def rules_in(snapshot: Snapshot) -> Rules:
+    return Rules(snapshot.profiles, snapshot.default_profile, snapshot.matches)
+
+
+def compile_snapshot(
+    workers: Sequence[Worker], rules: Rules, settings: Settings, known_models: tuple[str, ...]
+) -> Snapshot:
+    """Generation 0: the publisher numbers it. Workers whose name never resolved have no place in it yet."""
+    specs = tuple(_spec(worker, worker.address) for worker in workers if worker.address is not None)
+    return Snapshot(
+        generation=0,
+        workers=specs,
+        profiles=rules.profiles,
+        default_profile=rules.default_profile,
+        matches=rules.matches,
+        default_policy=settings.policy,
+        strict_models=settings.strict_models,
+        models=extend_models(known_models, (model for spec in specs for model in spec.models)),
+    )
+
+
+def extend_models(known: tuple[str, ...], seen: Iterable[str]) -> tuple[str, ...]:
+    """Only ever appended to: a model's index is its label in counters that outlive this configuration."""
+    models = dict.fromkeys(known or (MODEL_OTHER,))
+    for model in seen:
+        if len(models) >= MAX_MODELS:
+            break
+        models.setdefault(model)
+    return tuple(models)
+
+
+def content_hash(snapshot: Snapshot) -> str:
+    """SHA-256 over everything but the generation number."""
+    return hashlib.sha256(codec.encode(replace(snapshot, generation=0))).hexdigest()
+
+
+def is_same_content(one: Snapshot, other: Snapshot) -> bool:
+    return replace(one, generation=other.generation) == other
+
+
+def _spec(worker: Worker, address: str) -> WorkerSpec:
+    endpoint, declared = worker.endpoint, worker.declared
+    return WorkerSpec(
+        id=worker.id,
+        url=endpoint.url,
+        slot=worker.slot,
+        address=address,
+        host=endpoint.host,
+        port=endpoint.port,
+        tls=endpoint.is_tls,
+        base_path=endpoint.base_path,
+        role=declared.worker_type,
+        bootstrap_port=declared.bootstrap_port,
+        models=worker.models,
+        weight=declared.weight,
+        labels=declared.labels,
+        api_key=declared.api_key,
+    )

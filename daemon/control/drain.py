@@ -1,0 +1,57 @@
+"""Gives the slots of removed workers back, once their last request has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from pointsman.config.snapshot import Snapshot
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.logs import log
+from pointsman.daemon.workers.registry import Registry
+
+TURN_S = 0.1
+LOOKS = 2
+"""A pick books its worker a few instructions after it has read the status: one empty look may be too early."""
+
+
+class Drainer:
+    def __init__(
+        self, segment: Segment, registry: Registry, current: Callable[[], Snapshot], freed: Callable[[], None]
+    ) -> None:
+        self._segment = segment
+        self._registry = registry
+        self._current = current
+        self._freed = freed
+        self._empty_looks: dict[int, int] = {}
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """A worker was removed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            if not self._waiting():
+                await self._wake.wait()
+            self._wake.clear()
+            await asyncio.sleep(TURN_S)
+            self.look()
+
+    def look(self) -> None:
+        in_force = {spec.slot for spec in self._current().workers}
+        for slot in self._waiting() - in_force:
+            looks = self._empty_looks.get(slot, 0) + 1 if self._segment.inflight(slot) == 0 else 0
+            self._empty_looks[slot] = looks
+            if looks >= LOOKS:
+                self._release(slot)
+
+    def _waiting(self) -> set[int]:
+        return {worker.slot for worker in self._registry.leaving()} | self._registry.orphans
+
+    def _release(self, slot: int) -> None:
+        del self._empty_looks[slot]
+        self._segment.clear_worker(slot)
+        self._registry.release(slot)
+        log("worker_gone", slot=slot)
+        self._freed()

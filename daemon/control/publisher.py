@@ -1,0 +1,134 @@
+"""One rollout at a time. Whoever changed something awaits `publish` and returns when all shards run with the change.
+
+Changes that arrive during a rollout share the next one. A rollout that the supervisor refuses, or does not conclude in
+time, fails those who wait for it; what they wanted is still wanted, so it is tried again every second, unless they
+took it back meanwhile (then it compiles to what is current, and nothing happens).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from pointsman.config import snapshot as codec
+from pointsman.config.snapshot import Snapshot
+from pointsman.daemon import leash
+from pointsman.daemon.control.channel import Channel
+from pointsman.daemon.control.desired import is_same_content
+from pointsman.daemon.errors import Fault, RequestError
+from pointsman.daemon.leash import Message
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.logs import log
+
+DEADLINE_S = 5.0
+RETRY_S = 1.0
+
+
+def not_published(reason: str) -> RequestError:
+    message = f"the shards did not take the new configuration: {reason}"
+    return RequestError(503, "NOT_PUBLISHED", message, fault=Fault.GATEWAY, type="server_error", retryable=True)
+
+
+class Publisher:
+    def __init__(self, channel: Channel, segment: Segment, last: Snapshot | None, compile_: Callable[[], Snapshot]):
+        self._channel = channel
+        self._segment = segment
+        self._compile = compile_
+        self.current = last or Snapshot(generation=0)
+        self.published_at = time.time()
+        self._number = max(self.current.generation, segment.generation)
+        self._waiters: list[asyncio.Future[None]] = []
+        self._wake = asyncio.Event()
+        self._is_stopped = False
+        self._sent: dict[int, Snapshot] = {}
+        """not answered yet; more than one only after a missed deadline"""
+        self._answer: asyncio.Future[str | None] | None = None
+        """for the last one sent; None: published, a text: why not"""
+        channel.on("published", lambda message, _: self._on_answer(message, None))
+        channel.on("refused", lambda message, _: self._on_answer(message, message.reason or "refused"))
+
+    async def publish(self) -> None:
+        """Returns when a generation that contains all that is wanted now is current. Raises RequestError 503."""
+        if self._is_stopped:
+            raise not_published("the daemon is stopping")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._wake.set()
+        await waiter
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            waiters, self._waiters = self._waiters, []
+            try:
+                await self._roll_out()
+            except RequestError as error:
+                _settle(waiters, error)
+                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+            except BaseException:
+                _settle(waiters, not_published("the publisher failed"))
+                raise
+            else:
+                _settle(waiters, None)
+
+    def stop(self) -> None:
+        """Whoever still waits is told so."""
+        self._is_stopped = True
+        _settle(self._waiters, not_published("the daemon is stopping"))
+
+    async def _roll_out(self) -> None:
+        wanted = self._compile()
+        if self.current.generation and is_same_content(wanted, self.current):
+            return
+        self._number = max(self._number, self._segment.generation) + 1
+        refusal = await self._ask(replace(wanted, generation=self._number))
+        if refusal is not None:
+            log("generation_refused", level="error", generation=self._number, reason=refusal)
+            raise not_published(refusal)
+
+    async def _ask(self, snapshot: Snapshot) -> str | None:
+        self._answer = asyncio.get_running_loop().create_future()
+        self._sent[snapshot.generation] = snapshot
+        fd = leash.sealed_memfd("pointsman-snapshot", codec.encode(snapshot))
+        try:
+            self._channel.send(Message("publish", snapshot.generation), fd)
+        except BlockingIOError:
+            del self._sent[snapshot.generation]
+            return "the supervisor is busy"
+        finally:
+            os.close(fd)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                return await self._answer
+        except TimeoutError:
+            return f"no answer within {DEADLINE_S:g} s"
+        finally:
+            self._answer = None
+
+    def _on_answer(self, message: Message, refusal: str | None) -> None:
+        snapshot = self._sent.pop(message.generation, None)
+        if snapshot is None:
+            return
+        if refusal is None:  # also when it comes after the deadline: it is what the shards run
+            self.current = snapshot
+            self.published_at = time.time()
+            self._segment.set_process(self._segment.layout.control, at.P_LOADED, snapshot.generation)
+            log("generation_published", generation=snapshot.generation, workers=len(snapshot.workers))
+        if self._answer is not None and not self._answer.done() and message.generation == self._number:
+            self._answer.set_result(refusal)
+
+
+def _settle(waiters: list[asyncio.Future[None]], error: RequestError | None) -> None:
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)

@@ -1,0 +1,99 @@
+"""The admin API's port: control's parts behind one face."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pointsman.admin_api.ports import ConfigView, StatusView, WorkerPatch, WorkerRequest, WorkerView
+from pointsman.config.settings import Settings
+from pointsman.daemon.control import files
+from pointsman.daemon.control.catalog import Catalog
+from pointsman.daemon.control.desired import content_hash
+from pointsman.daemon.control.publisher import Publisher
+from pointsman.daemon.control.reload import Reloader
+from pointsman.daemon.control.views import Clock, process_views
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry import metrics
+from pointsman.daemon.telemetry.metrics import DaemonInfo
+from pointsman.daemon.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ControlService:
+    """Implements `admin_api.ports.ControlPort`."""
+
+    settings: Settings
+    segment: Segment
+    catalog: Catalog
+    publisher: Publisher
+    reloader: Reloader
+
+    async def add_worker(self, request: WorkerRequest) -> WorkerView:
+        return await self.catalog.add(request)
+
+    def list_workers(self, *, state: str | None = None, model: str | None = None) -> list[WorkerView]:
+        return self.catalog.list(state=state, model=model)
+
+    def get_worker(self, key: str) -> WorkerView:
+        return self.catalog.get(key)
+
+    async def patch_worker(self, key: str, patch: WorkerPatch) -> WorkerView:
+        return await self.catalog.patch(key, patch)
+
+    async def remove_worker(self, key: str) -> WorkerView:
+        return await self.catalog.remove(key)
+
+    def config(self) -> ConfigView:
+        reloader, publisher = self.reloader, self.publisher
+        return ConfigView(
+            generation=publisher.current.generation,
+            hash=content_hash(publisher.current),
+            source=files.paths(self.settings),
+            published_at=publisher.published_at,
+            last_reload_ok=reloader.is_ok,
+            last_reload_at=reloader.last_at,
+            errors=tuple(map(str, reloader.errors)),
+            warnings=reloader.warnings,
+            pending_restart=reloader.pending_restart,
+        )
+
+    async def reload(self) -> ConfigView:
+        await self.reloader.reload()
+        return self.config()
+
+    def status(self) -> StatusView:
+        segment = self.segment
+        clock = Clock(time.time(), time.monotonic())
+        workers = self.catalog.list(state=None, model=None)
+        slots = range(segment.layout.slots)
+        return StatusView(
+            version=VERSION,
+            state="draining" if segment.is_draining else "running",
+            listen=_address(self.settings.host, self.settings.port),
+            uptime_s=round(clock.wall - segment.words.get(at.H_CREATED_NS) / 1e9, 3),
+            generation=segment.generation,
+            processes=process_views(segment, clock),
+            workers_total=len(workers),
+            workers_healthy=sum(worker.is_healthy for worker in workers),
+            in_flight=sum(map(segment.inflight, slots)),
+            connections=segment.gauge_total(at.G_CONNECTIONS),
+            buffered_bytes=segment.gauge_total(at.G_BUFFERED_BYTES),
+            config=self.config(),
+            lock_timeouts=segment.lock_timeouts,
+            lock_recoveries=segment.lock_recoveries,
+        )
+
+    def metrics(self) -> bytes:
+        info = DaemonInfo(
+            version=VERSION,
+            started_at=self.segment.words.get(at.H_CREATED_NS) / 1e9,
+            last_reload_ok=self.reloader.is_ok,
+            last_reload_success_at=self.publisher.published_at,
+        )
+        return metrics.render(self.segment, self.publisher.current, info)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,86 @@
+"""What the admin API shows, from what control knows. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pointsman.admin_api.ports import ProcessView, WorkerStatus, WorkerView
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.workers.health import Health
+from pointsman.daemon.workers.registry import Worker
+
+_STATUS: dict[int, WorkerStatus] = {
+    at.STATUS_FREE: "pending",
+    at.STATUS_PENDING: "pending",
+    at.STATUS_UP: "ready",
+    at.STATUS_DOWN: "not_ready",
+    at.STATUS_DRAINING: "draining",
+}
+_PROCESS_STATE = {
+    at.PROCESS_DOWN: "down",
+    at.PROCESS_BOOTING: "booting",
+    at.PROCESS_READY: "ready",
+    at.PROCESS_DRAINING: "draining",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """One moment on both clocks, in seconds."""
+
+    wall: float
+    monotonic: float
+
+    def wall_of(self, monotonic: float | None) -> float | None:
+        return None if monotonic is None else round(self.wall + monotonic - self.monotonic, 3)
+
+
+def worker_view(
+    worker: Worker, segment: Segment, health: Health | None, workers_file: str | None, clock: Clock
+) -> WorkerView:
+    status = "draining" if worker.is_leaving else _STATUS[segment.status(worker.slot)]
+    declared = worker.declared
+    return WorkerView(
+        id=worker.id,
+        url=worker.url,
+        worker_type=declared.worker_type,
+        bootstrap_port=declared.bootstrap_port,
+        models=worker.models,
+        weight=declared.weight,
+        labels=declared.labels,
+        has_api_key=declared.api_key is not None,
+        source=worker.source,
+        source_path=workers_file if worker.source == "file" else None,
+        status=status,
+        is_healthy=status == "ready",
+        since=segment.status_since_ms(worker.slot) / 1000,
+        in_flight=segment.inflight(worker.slot),
+        in_flight_bytes=segment.total(worker.slot, at.L_INFLIGHT_BYTES),
+        picks=segment.total(worker.slot, at.L_PICKS),
+        last_error=health.last_error if health else None,
+        last_probe=clock.wall_of(health.last_probe) if health else None,
+        next_probe=clock.wall_of(health.next_probe) if health else None,
+    )
+
+
+def process_views(segment: Segment, clock: Clock) -> tuple[ProcessView, ...]:
+    return tuple(_process_view(segment, index, clock) for index in range(segment.layout.shards + 1))
+
+
+def _process_view(segment: Segment, index: int, clock: Clock) -> ProcessView:
+    row = segment.process(index)
+    is_running = row.pid != 0
+    return ProcessView(
+        name="control" if index == segment.layout.control else f"shard-{index}",
+        pid=row.pid,
+        state=_PROCESS_STATE.get(row.state, str(row.state)),
+        restarts=row.restarts,
+        uptime_s=_age(row.started_ns, clock) if is_running else 0.0,
+        heartbeat_age_s=_age(row.heartbeat_ns, clock) if is_running else 0.0,
+        generation=row.loaded_generation,
+    )
+
+
+def _age(moment_ns: int, clock: Clock) -> float:
+    return round(max(0.0, clock.monotonic - moment_ns / 1e9), 3) if moment_ns else 0.0

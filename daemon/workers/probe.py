@@ -1,0 +1,132 @@
+"""One question to one worker: a bounded GET to its pinned address, no redirects, no proxies, no kept connections."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+import yarl
+
+from pointsman.daemon.errors import PointsmanError
+from pointsman.daemon.workers.registry import Worker
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_MODELS = 64
+MAX_MODEL_CHARS = 512
+MODELS_PATH = "/v1/models"
+
+_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE})
+
+
+class ProbeFailed(PointsmanError):
+    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
+        super().__init__(reason)
+        self.is_refused = is_refused
+        """Nobody listens there, or the connection was reset."""
+
+
+class _Card(msgspec.Struct):
+    id: str
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
+
+
+_cards = msgspec.json.Decoder(_Cards)
+
+
+@dataclass(slots=True)
+class ProbeClient:
+    session: aiohttp.ClientSession
+    timeout_s: float
+
+    @classmethod
+    def open(cls, timeout_s: float) -> ProbeClient:
+        """Inside a running loop; to be closed."""
+        # A kept connection would be probed instead of the listener, and engines close idle ones at about our pace.
+        connector = aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False)
+        session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            headers={"User-Agent": "pointsman-probe", "Accept": "*/*"},
+            auto_decompress=False,
+            trust_env=False,
+        )
+        return cls(session, timeout_s)
+
+    async def close(self) -> None:
+        await self.session.close()
+
+    async def get(self, worker: Worker, path: str) -> bytes:
+        """The body of a 2xx answer, cut off above MAX_BODY_BYTES. Raises ProbeFailed."""
+        try:
+            async with self.session.get(
+                _url(worker, path),
+                headers=_headers(worker),
+                allow_redirects=False,
+                server_hostname=worker.endpoint.host if worker.endpoint.is_tls else None,
+            ) as response:
+                return await _body(response)
+        except TimeoutError:
+            raise ProbeFailed(f"no answer within {self.timeout_s:g} s") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise ProbeFailed(f"certificate refused: {error.certificate_error}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _mapped(error) from None
+
+    async def models(self, worker: Worker) -> tuple[str, ...]:
+        """What the engine says it serves (SGLang, vLLM and llama.cpp all do). Raises ProbeFailed."""
+        body = await self.get(worker, MODELS_PATH)
+        if len(body) > MAX_BODY_BYTES:
+            raise ProbeFailed(f"{MODELS_PATH}: an answer of more than {MAX_BODY_BYTES // 1024} KiB")
+        try:
+            cards = _cards.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProbeFailed(f"{MODELS_PATH}: {error}") from None
+        names = [card.id for card in cards.data if 0 < len(card.id) <= MAX_MODEL_CHARS and card.id.isprintable()]
+        return tuple(dict.fromkeys(names))[:MAX_MODELS]
+
+
+def _url(worker: Worker, path: str) -> yarl.URL:
+    endpoint = worker.endpoint
+    address = worker.address or ""
+    host = f"[{address}]" if ":" in address else address
+    scheme = "https" if endpoint.is_tls else "http"
+    return yarl.URL(f"{scheme}://{host}:{endpoint.port}{endpoint.base_path}{path}", encoded=True)
+
+
+def _headers(worker: Worker) -> dict[str, str]:
+    headers = {"Host": worker.endpoint.authority}
+    if worker.declared.api_key:
+        headers["Authorization"] = f"Bearer {worker.declared.api_key}"
+    return headers
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    if not 200 <= response.status < 300:
+        redirected = " (redirects are not followed)" if 300 <= response.status < 400 else ""
+        raise ProbeFailed(f"HTTP {response.status}{redirected}")
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return bytes(body)
+
+
+def _mapped(error: Exception) -> ProbeFailed:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ECONNREFUSED:
+        return ProbeFailed("connection refused", is_refused=True)
+    if number in _REFUSED:
+        return ProbeFailed("connection reset", is_refused=True)
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return ProbeFailed("closed the connection without an answer")
+    if isinstance(error, OSError) and error.strerror:
+        return ProbeFailed(error.strerror)
+    # The text of other errors may quote what the worker sent, which is none of the admin API's answers' business.
+    return ProbeFailed(f"not an HTTP answer ({type(error).__name__})")

@@ -1,0 +1,194 @@
+"""Asks the workers whether they are up, and tells shared memory.
+
+One turn every 100 ms: take note of what shards found out by themselves, start the probes that are due. Each worker is
+asked by at most one probe at a time. A worker whose name does not resolve yet is "asked" by resolving it. Models that
+nobody declared are asked for when a worker comes up and every 30 s from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from pointsman.config.settings import Settings
+from pointsman.daemon.shm.layout import STATUS_DOWN, STATUS_PENDING, STATUS_UP
+from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry.logs import log
+from pointsman.daemon.workers.address import AddressRefused, AddressUnknown, Endpoint
+from pointsman.daemon.workers.health import Health, Pace
+from pointsman.daemon.workers.probe import ProbeClient, ProbeFailed
+from pointsman.daemon.workers.registry import Worker
+
+TURN_S = 0.1
+DISCOVERY_INTERVAL_S = 30.0
+START_SPREAD_S = 0.004
+"""between the first probes of workers that are declared together"""
+
+
+@dataclass(slots=True, eq=False)
+class Patient:
+    worker: Worker
+    health: Health
+    is_asked: bool = False
+    models_asked: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    error: str | None = None
+    """None: it is well"""
+    is_refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the prober needs of the rest of control."""
+
+    spawn: Callable[[str, Coroutine[Any, Any, None]], object]
+    resolve: Callable[[Endpoint], Awaitable[str]]
+    """Raises AddressRefused, AddressUnknown."""
+    changed: Callable[[], Awaitable[None]]
+    """A worker's address or models became known: publish; failures are not the prober's."""
+
+
+class Prober:
+    def __init__(self, settings: Settings, segment: Segment, client: ProbeClient, around: Surroundings) -> None:
+        self._settings = settings
+        self._segment = segment
+        self._client = client
+        self._around = around
+        self._pace = Pace(
+            settings.health_interval_s,
+            settings.health_down_interval_s,
+            settings.health_failure_threshold,
+            settings.health_success_threshold,
+        )
+        self._patients: dict[str, Patient] = {}
+        self._rng = Random()
+        self._now = time.monotonic
+
+    def health(self, worker: Worker) -> Health | None:
+        patient = self._patients.get(worker.id)
+        return patient.health if patient else None
+
+    def track(self, workers: list[Worker]) -> None:
+        """From now on; a worker that a former control process knew keeps its status."""
+        for position, worker in enumerate(workers):
+            status = self._segment.status(worker.slot)
+            if status not in (STATUS_UP, STATUS_DOWN):
+                status = STATUS_PENDING
+                self._segment.set_status(worker.slot, STATUS_PENDING)
+            first = self._now() + position * START_SPREAD_S
+            self._patients[worker.id] = Patient(worker, Health(self._pace, status, next_probe=first))
+
+    def forget(self, worker: Worker) -> None:
+        """Whatever a probe under way finds out, it is not written any more."""
+        self._patients.pop(worker.id, None)
+
+    async def ask_now(self, worker: Worker, timeout_s: float) -> None:
+        """The first probe of a tracked worker, models included, as far as `timeout_s` reaches."""
+        patient = self._patients[worker.id]
+        patient.is_asked = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ask(patient)
+        except TimeoutError:
+            started = self._now() - timeout_s
+            patient.health.failed(f"no answer within {timeout_s:g} s", started, self._now(), self._rng)
+        finally:
+            patient.is_asked = False
+
+    async def run(self) -> None:
+        while True:
+            now = self._now()
+            for patient in list(self._patients.values()):
+                self._heed_shards(patient, now)
+                if not patient.is_asked and now >= patient.health.next_probe:
+                    patient.is_asked = True
+                    self._around.spawn(f"probe {patient.worker.url}", self._probe(patient))
+            await asyncio.sleep(TURN_S)
+
+    def _heed_shards(self, patient: Patient, now: float) -> None:
+        health = patient.health
+        if health.status == STATUS_UP and self._segment.status(patient.worker.slot) == STATUS_DOWN:
+            health.seen_down(now)
+            log("worker_down", level="warning", worker=patient.worker.url, reason=health.last_error)
+
+    async def _probe(self, patient: Patient) -> None:
+        try:
+            await self._ask(patient)
+        finally:
+            patient.is_asked = False
+
+    async def _ask(self, patient: Patient) -> None:
+        started = self._now()
+        finding = await self._look(patient.worker)
+        if finding.error is not None:
+            self._conclude(patient, finding, started)
+            return
+        # A worker of unknown models may be picked for any: ask before it can be picked for the first time.
+        had_models = bool(patient.worker.models)
+        if not had_models:
+            await self._discover(patient)
+        came_up = self._conclude(patient, finding, started)
+        if came_up and had_models:
+            patient.models_asked = None  # it may have been restarted with others
+        await self._discover(patient)
+
+    async def _look(self, worker: Worker) -> Finding:
+        try:
+            await self._ensure_address(worker)
+            await self._client.get(worker, self._settings.health_path)
+        except (AddressRefused, AddressUnknown) as error:
+            return Finding(str(error))
+        except ProbeFailed as error:
+            return Finding(str(error), error.is_refused)
+        return Finding()
+
+    async def _ensure_address(self, worker: Worker) -> None:
+        if worker.address is None:
+            worker.address = await self._around.resolve(worker.endpoint)
+            await self._around.changed()
+
+    def _conclude(self, patient: Patient, finding: Finding, started: float) -> bool:
+        """Write a change of status, unless the worker was removed (or taken out by a shard) meanwhile.
+
+        Says whether the worker came up.
+        """
+        worker, health = patient.worker, patient.health
+        if self._patients.get(worker.id) is not patient:
+            return False
+        before = health.status
+        if finding.error is None:
+            health.succeeded(started, self._now(), self._rng)
+        else:
+            health.failed(finding.error, started, self._now(), self._rng, is_refused=finding.is_refused)
+        if health.status == before:
+            return False
+        self._segment.set_status(worker.slot, health.status, expected=before)
+        if health.status == STATUS_UP:
+            log("worker_up", worker=worker.url)
+            return True
+        log("worker_down", level="warning", worker=worker.url, reason=health.last_error)
+        return False
+
+    async def _discover(self, patient: Patient) -> None:
+        """The engine's models, if nobody declared any and it was not asked of late; failure leaves what is known."""
+        worker = patient.worker
+        due = patient.models_asked is None or self._now() - patient.models_asked >= DISCOVERY_INTERVAL_S
+        if worker.declared.models or not due:
+            return
+        patient.models_asked = self._now()
+        try:
+            models = await self._client.models(worker)
+        except ProbeFailed as error:
+            log("models_unknown", level="debug", worker=worker.url, reason=str(error))
+            return
+        if models and models != worker.discovered and not worker.is_leaving:
+            worker.discovered = models
+            log("worker_models", worker=worker.url, models=models)
+            await self._around.changed()

@@ -1,0 +1,109 @@
+"""What survives a restart: the workers that were added by the admin API, with their keys, in the state directory.
+
+One file, replaced as a whole (write aside, fsync, rename, fsync of the directory), readable by its owner only. A lock
+on the directory keeps a second daemon away; it is the kernel's (flock), so a killed process leaves none behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from pointsman.config.load import DeclaredWorker
+from pointsman.daemon.errors import PointsmanError
+from pointsman.daemon.telemetry.logs import log
+
+FILE_NAME = "workers.state.json"
+LOCK_NAME = "lock"
+VERSION = 1
+LOCK_WAIT_S = 2.0
+_LOCK_PAUSE_S = 0.05
+
+
+class StateError(PointsmanError):
+    """The state directory cannot be used; the message says why."""
+
+
+class StoredWorker(msgspec.Struct, frozen=True):
+    id: str
+    address: str | None
+    """Where it was when it was added; used again when its name does not resolve after a restart."""
+    worker: DeclaredWorker
+
+
+class _State(msgspec.Struct, frozen=True):
+    version: int
+    workers: tuple[StoredWorker, ...]
+
+
+class WorkerState:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / FILE_NAME
+        self._lock_fd = -1
+
+    def lock(self, wait_s: float = LOCK_WAIT_S) -> None:
+        """Blocks up to `wait_s`: a predecessor that was killed a moment ago may still be dying. Raises StateError."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(f"state directory {self.directory} cannot be used: {error.strerror}") from None
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    message = f"state directory {self.directory} is in use by another daemon (see --state-dir)"
+                    raise StateError(message) from None
+                time.sleep(_LOCK_PAUSE_S)
+            else:
+                self._lock_fd = fd
+                return
+
+    def load(self) -> tuple[StoredWorker, ...]:
+        """A file that cannot be understood is moved aside, never in the way of a start. Raises StateError."""
+        try:
+            state = msgspec.json.decode(self.path.read_bytes(), type=_State)
+        except FileNotFoundError:
+            return ()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._move_aside(str(error))
+            return ()
+        except OSError as error:
+            raise StateError(f"{self.path} cannot be read: {error.strerror}") from None
+        if state.version != VERSION:
+            self._move_aside(f"version {state.version}, expected {VERSION}")
+            return ()
+        return state.workers
+
+    def save(self, workers: Sequence[StoredWorker]) -> None:
+        """Blocks until the disk has it. Raises OSError; the old file is then still whole."""
+        data = msgspec.json.format(msgspec.json.encode(_State(VERSION, tuple(workers))), indent=2) + b"\n"
+        aside = self.path.with_suffix(".tmp")
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        aside.replace(self.path)
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _move_aside(self, reason: str) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{FILE_NAME}.corrupt-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        log("state_corrupt", level="error", file=str(self.path), moved_to=str(aside), reason=reason)
