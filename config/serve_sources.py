@@ -49,12 +49,13 @@ def check_serve_document(document: Document, policies: Collection[str]) -> Colle
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """One warning for every POINTSMAN_ variable that nobody reads."""
-    known = {ENV_PREFIX + key.upper() for key in ServeConfig.model_fields} | OTHER_VARIABLES
+    known = {key.upper() for key in ServeConfig.model_fields}
     found = []
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name not in known:
-            hint = closest(name, known)
-            found.append(f"{name}: no such setting ({hint})" if hint else f"{name}: no such setting")
+        key = name.removeprefix(ENV_PREFIX)
+        if key != name and key not in known and name not in OTHER_VARIABLES:
+            nearest = closest(key, known).replace("'", f"'{ENV_PREFIX}", 1)
+            found.append(f"{name}: no such setting ({nearest})" if nearest else f"{name}: no such setting")
     return found
 
 

@@ -42,9 +42,12 @@ def canonical_url(text: str) -> str:
 def _canonical_host(host: str, *, bracketed: bool) -> str:
     if bracketed:
         try:
-            return f"[{ipaddress.IPv6Address(host)}]"
+            address = ipaddress.IPv6Address(host)
         except ValueError:
             raise ValueError(f"{host!r} is not an IPv6 address") from None
+        if address.scope_id is not None:
+            raise ValueError("an IPv6 address with an interface is not supported")
+        return f"[{address}]"
     host = host.removesuffix(".")
     last = host.rpartition(".")[2]
     if re.fullmatch(r"\d+|0x[0-9a-f]*", last):  # what resolvers take for a number: 127.1, 2130706433, 0x7f.1

@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from pointsman.config.nearest import closest
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_OK, EXIT_SOFTWARE, EXIT_USAGE, ConfigErrors
+from pointsman.daemon.version import VERSION
 
 COMMANDS = {
     "serve": "run the gateway",
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return EXIT_OK
     if command in ("--version", "-V", "version"):
-        print(f"pointsman {_version()}")
+        print(f"pointsman {VERSION}")
         return EXIT_OK
     if command not in COMMANDS:
         return _unknown(command)
@@ -50,8 +52,6 @@ def _load(command: str) -> Run:
 
 
 def _unknown(command: str) -> int:
-    from pointsman.config.nearest import closest
-
     kind = "flag" if command.startswith("-") else "command"
     hint = closest(command, [*COMMANDS, "--help", "--version"])
     print(f"pointsman: unknown {kind} {command!r}{f' ({hint})' if hint else ''}\n{_usage()}", file=sys.stderr)
@@ -66,15 +66,6 @@ def _usage() -> str:
         "pointsman COMMAND --help tells more; pointsman --version.\n"
         "exit codes: 0 done, 64 usage, 69 daemon not reachable, 70 internal failure, 78 bad configuration"
     )
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("pointsman")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":
