@@ -1,7 +1,5 @@
 """`python -m pointsman.scripts.simulated_engine`: prints a JSON line per engine, then `ready`."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json
@@ -104,7 +102,11 @@ def _stop_on_eof(stop: asyncio.Event) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    uvloop.run(serve(read_settings(options), options.engines, options.exit_on_stdin_eof))
+    try:
+        uvloop.run(serve(read_settings(options), options.engines, options.exit_on_stdin_eof))
+    except OSError as error:
+        # A port in use, above all.
+        sys.exit(f"simulated_engine: {error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What the handlers of one engine share, and what belongs to one call."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Mapping, Sequence

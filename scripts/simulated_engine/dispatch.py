@@ -1,7 +1,5 @@
 """From an HTTP request to its handler: journal, faults, errors, and the end of whatever is left running."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 import zlib
@@ -13,7 +11,7 @@ from aiohttp import web
 from pointsman.scripts.simulated_engine.context import ApiError, Call, EngineContext, choose_request_id, now_s
 from pointsman.scripts.simulated_engine.faults import NO_FAULTS, Fault, FaultPlan
 from pointsman.scripts.simulated_engine.journal import RequestRecord
-from pointsman.scripts.simulated_engine.reply import CutResponse, Reply, hang
+from pointsman.scripts.simulated_engine.reply import BodyCutError, Reply, hang
 from pointsman.scripts.simulated_engine.surfaces import CONTROL_PREFIX, INFERENCE_ROUTES, find_handler
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -42,7 +40,7 @@ async def dispatch(context: EngineContext, request: web.BaseRequest) -> web.Stre
 
 
 async def _serve(call: Call, request: web.BaseRequest, record: RequestRecord, plan: FaultPlan) -> web.StreamResponse:
-    journal = call.context.journal
+    context = call.context
     try:
         response = await _strike_before(call, plan)
         if response is None:
@@ -56,9 +54,9 @@ async def _serve(call: Call, request: web.BaseRequest, record: RequestRecord, pl
         return call.reply.response if call.reply.response is not None else web.Response()
     finally:
         if plan is not NO_FAULTS:
-            journal.faults_total += 1
-        if call.ticket is not None and call.context.driver.abort(call.ticket):
-            journal.aborted_total += 1
+            context.journal.faults_total += 1
+        if call.ticket is not None and context.driver.abort(call.ticket):
+            context.journal.aborted_total += 1
     record.outcome = str(response.status)
     return response
 
@@ -76,7 +74,7 @@ async def _answer(call: Call, method: str) -> web.StreamResponse:
         return await handler(call)
     except ApiError as error:
         return await call.reply.send(error.body(), status=error.status)
-    except CutResponse:
+    except BodyCutError:
         if call.reply.response is None:
             raise
         return call.reply.response

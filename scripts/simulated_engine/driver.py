@@ -1,7 +1,5 @@
 """Runs one engine model on the event loop: model time to timers, step results to waiting responses."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -7,7 +7,7 @@
 | hang        | goes silent, for ever or for `seconds` |
 | reset       | closes the connection with RST |
 | close       | closes the connection with FIN: without an answer, or with an unfinished one |
-| truncate    | ends the answer early but with correct framing |
+| truncate    | ends a stream early but with correct framing; another answer like `close` |
 | drip        | sends the body byte by byte, `ms` apart |
 | error_event | a stream begins with an error event |
 | unhealthy   | health probes get `status` while requests work |
@@ -20,8 +20,6 @@ hang, reset, close and truncate strike before the head, or after `after_bytes` o
 Any fault can be limited: to one `path`, to the first `times` requests, to those after the first `skip`, to
 a share `rate` of them drawn with `seed`.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
@@ -123,6 +121,7 @@ class FaultBook:
 
     def arm(self, faults: Iterable[Fault], now: float) -> None:
         """Replaces all faults; their counters begin at zero."""
+        # A seeded generator is the point: runs repeat.
         self._armed = [_ArmedFault(fault, now, random.Random(fault.seed)) for fault in faults]
 
     def plan(self, path: str, is_inference: bool, now: float) -> FaultPlan:

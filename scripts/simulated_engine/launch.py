@@ -1,7 +1,5 @@
 """Starts simulated engines as a process of their own and ends it with the caller."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -24,6 +22,7 @@ def launch_engines(count: int = 1, *arguments: str) -> Iterator[list[EngineAddre
     """`arguments` are those of the command line. The engines end with the block, or with this process."""
     command = [sys.executable, "-m", "pointsman.scripts.simulated_engine"]
     command += ["--engines", str(count), "--exit-on-stdin-eof", *arguments]
+    # The command is our own interpreter with the caller's arguments, no shell.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield _read_addresses(process)

@@ -1,15 +1,11 @@
 """The listening socket of one engine, which a fault may close and open again on the same port."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
-
-from pointsman.scripts.simulated_engine.journal import Journal
 
 
 class _CountingServer(web.Server):
@@ -57,11 +53,8 @@ class Listener:
     async def start(
         self,
         handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        journal: Journal,
+        count_connection: Callable[[], None],
     ) -> None:
-        def count_connection() -> None:
-            journal.connections_total += 1
-
         self._server = _CountingServer(handle, count_connection)
         await self.accept_again()
 

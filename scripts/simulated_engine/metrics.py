@@ -1,7 +1,5 @@
 """The engine's /metrics, under the names that vLLM, SGLang or llama.cpp use."""
 
-from __future__ import annotations
-
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -40,6 +38,7 @@ _SECONDS = (
 )
 _SECONDS_LONG = (*_SECONDS, 20.0, 40.0, 80.0, 160.0, 640.0)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_THROUGHPUT_WINDOW_S = 1.0
 
 
 class BucketCounts:
@@ -71,7 +70,6 @@ class EngineMetrics:
     def __init__(self, engine: Engine, settings: EngineSettings) -> None:
         self.started_unix_s = time.time()
         self.finished: Counter[str] = Counter()
-        self.generated_tokens_finished = 0
         self.time_to_first_token = BucketCounts(_SECONDS)
         self.time_per_output_token = BucketCounts(_SECONDS)
         self.end_to_end = BucketCounts(_SECONDS_LONG)
@@ -80,6 +78,9 @@ class EngineMetrics:
         self.output_tokens = BucketCounts(_TOKENS)
         self._engine = engine
         self._settings = settings
+        self._throughput = 0.0
+        self._sampled_tokens = 0
+        self._sampled_s = time.monotonic()
         self._registry = CollectorRegistry()
         self._registry.register(_FlavoredCollector(self))
 
@@ -106,6 +107,15 @@ class EngineMetrics:
         if sequence.first_token_s is not None and sequence.generated_tokens > 1:
             decoding_s = sequence.finished_s - sequence.first_token_s
             self.time_per_output_token.observe(decoding_s / (sequence.generated_tokens - 1))
+
+    def read_throughput(self, now: float) -> float:
+        """Generated tokens per second of wall time between the last two reads a second or more apart."""
+        tokens = self._engine.totals.generated_tokens
+        elapsed_s = now - self._sampled_s
+        if elapsed_s >= _THROUGHPUT_WINDOW_S:
+            self._throughput = (tokens - self._sampled_tokens) / elapsed_s
+            self._sampled_s, self._sampled_tokens = now, tokens
+        return self._throughput
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
@@ -187,7 +197,7 @@ def _collect_sglang(metrics: EngineMetrics) -> Iterator[Metric]:
     yield _gauge("sglang:full_token_usage", gauges.kv_usage, labels)
     yield _gauge("sglang:max_total_num_tokens", limits.kv_tokens, labels)
     yield _gauge("sglang:cache_hit_rate", hit_rate, labels)
-    yield _gauge("sglang:gen_throughput", 0.0, labels)
+    yield _gauge("sglang:gen_throughput", metrics.read_throughput(time.monotonic()), labels)
     yield _counter("sglang:prompt_tokens", totals.prompt_tokens, labels)
     yield _counter("sglang:generation_tokens", totals.generated_tokens, labels)
     yield _counter("sglang:cached_tokens", totals.cached_tokens, labels)

@@ -13,8 +13,6 @@ The caller owns time: `submit` and `abort` may come at any moment, `step(now)` i
 `next_event_time()` is reached. A server calls it from a timer, a trace replay from a virtual clock.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections import OrderedDict

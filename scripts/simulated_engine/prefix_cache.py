@@ -8,8 +8,6 @@ Hashes are chained (a hash stands for the block and everything before it), so wh
 its ancestors too. A release puts the tail in front of its ancestors, hence eviction always takes leaves.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """From request documents to prompts, and from prompts to the work of an engine."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

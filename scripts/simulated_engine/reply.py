@@ -1,7 +1,5 @@
 """The one way out for responses, so that every body can suffer its faults."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import struct
@@ -17,7 +15,7 @@ _RESET_DELAY_S = 0.02
 _NEVER_S = 1e9
 
 
-class CutResponse(Exception):
+class BodyCutError(Exception):
     """A fault ended the body: nothing more is to be written."""
 
 
@@ -152,7 +150,8 @@ class Reply:
         elif cut.kind == "reset":
             await asyncio.sleep(_RESET_DELAY_S)
             await self.reset_connection()
-        elif cut.kind == "close":
+        elif cut.kind == "close" or self.opened.content_length is not None:
+            # An announced length that is not reached cannot end correctly; only closing tells.
             await self.close_connection()
         else:
-            raise CutResponse
+            raise BodyCutError

@@ -1,7 +1,5 @@
 """One simulated engine: the model, its driver and its HTTP server."""
 
-from __future__ import annotations
-
 import time
 from types import TracebackType
 from typing import Self
@@ -35,7 +33,7 @@ class SimulatedEngine:
         context = EngineContext(settings, model, metrics, driver, listener)
         context.faults.arm(settings.faults, time.monotonic())
         self._listener, self._context = listener, context
-        await listener.start(self._handle, context.journal)
+        await listener.start(self._handle, self._count_connection)
         refusal = context.faults.refusal()
         if refusal is not None:
             await listener.refuse(refusal.seconds)
@@ -74,6 +72,9 @@ class SimulatedEngine:
         traceback: TracebackType | None,
     ) -> None:
         await self.stop()
+
+    def _count_connection(self) -> None:
+        self.context.journal.connections_total += 1
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         return await dispatch(self.context, request)

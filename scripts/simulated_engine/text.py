@@ -8,8 +8,6 @@ engine answers a prompt with the same text, and a prompt that already contains t
 answer is continued with the rest of it.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b

@@ -8,8 +8,6 @@ Vidur's public A100 profile of Llama-3-8B, the others rooflines; `h100-8b` is th
 bandwidth. Neither is calibrated against a live engine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """The pure model under a virtual clock."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -139,9 +137,10 @@ def test_hits_equal_those_of_a_naive_cache(script: list[tuple[list[int], int]]) 
 def test_one_prompt_token_is_always_computed() -> None:
     engine = Engine(UNIT, SMALL)
     blocks = chain([1, 2])
-    for number in (1, 2):
-        sequence = engine.submit(request(number, 8, 0, blocks), 0.0)
-        list(run_until_idle(engine))
+    engine.submit(request(1, 8, 0, blocks), 0.0)
+    list(run_until_idle(engine))
+    sequence = engine.submit(request(2, 8, 0, blocks), 5.0)
+    list(run_until_idle(engine))
     assert sequence.cached_tokens == 4
 
 
@@ -273,8 +272,7 @@ def replay(arrivals_s: Sequence[tuple[float, int, int]], *, skips: bool) -> list
         if skips:
             engine.skip(until)
         while (due := engine.next_event_time()) is not None and due <= until:
-            for s in engine.step(due).finished:
-                ended.append((s.request.id, s.first_token_s or 0.0, s.finished_s or 0.0))
+            ended.extend((s.request.id, s.first_token_s or 0.0, s.finished_s or 0.0) for s in engine.step(due).finished)
             if skips:
                 engine.skip(until)
 

@@ -1,7 +1,5 @@
 """The HTTP surfaces of an engine. A route is (method, path) → handler."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from email import message_from_bytes
 from email.message import Message
 

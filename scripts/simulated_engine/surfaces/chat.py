@@ -3,8 +3,6 @@
 vLLM puts the finish reason on the last token's chunk; SGLang and llama.cpp send one more chunk for it.
 """
 
-from __future__ import annotations
-
 from aiohttp import web
 
 from pointsman.scripts.simulated_engine.context import Call, JsonObject

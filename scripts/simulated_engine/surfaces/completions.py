@@ -1,7 +1,5 @@
 """/v1/completions: one or many prompts, as text or token ids."""
 
-from __future__ import annotations
-
 from aiohttp import web
 
 from pointsman.scripts.simulated_engine.context import Call, JsonObject

@@ -1,7 +1,5 @@
 """/_sim: what no real engine has. State to look at, faults to arm; never recorded, never struck."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 
@@ -52,7 +50,7 @@ async def reset(call: Call) -> web.StreamResponse:
     """Ends all faults, forgets the journal and empties the cache; running requests go on."""
     context = call.context
     context.faults.arm((), time.monotonic())
-    context.journal.reset()
+    context.journal = context.journal.restarted()
     context.model.flush_cache()
     await context.listener.accept_again()
     return await call.send_json({"status": "ok"})

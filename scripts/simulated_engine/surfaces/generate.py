@@ -1,7 +1,5 @@
 """/generate, SGLang's own protocol. A stream repeats the text so far in every event, as SGLang does."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from aiohttp import web

@@ -1,7 +1,5 @@
 """What an engine tells about itself: health, identity, load, metrics."""
 
-from __future__ import annotations
-
 import time
 
 from aiohttp import web
@@ -133,7 +131,7 @@ def _describe_load(call: Call) -> JsonObject:
         "num_used_tokens": gauges.kv_blocks_used * settings.limits.block_tokens,
         "max_total_num_tokens": settings.limits.kv_tokens,
         "token_usage": gauges.kv_usage,
-        "gen_throughput": 0.0,
+        "gen_throughput": call.context.metrics.read_throughput(time.monotonic()),
         "cache_hit_rate": totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else 0.0,
         "utilization": gauges.running / settings.limits.max_sequences,
         "max_running_requests": settings.limits.max_sequences,

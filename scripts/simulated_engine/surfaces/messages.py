@@ -1,7 +1,5 @@
 """/v1/messages, Anthropic's shape."""
 
-from __future__ import annotations
-
 from aiohttp import web
 
 from pointsman.scripts.simulated_engine.context import Call, JsonObject

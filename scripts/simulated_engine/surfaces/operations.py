@@ -1,7 +1,5 @@
 """What an operator, or a router on the operator's behalf, does to a running engine."""
 
-from __future__ import annotations
-
 from aiohttp import web
 
 from pointsman.scripts.simulated_engine.context import Call

@@ -1,7 +1,5 @@
 """Requests that end with their prompt: embeddings, scores, rankings, classes."""
 
-from __future__ import annotations
-
 import base64
 import struct
 from hashlib import blake2b

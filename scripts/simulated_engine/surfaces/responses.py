@@ -1,7 +1,5 @@
 """/v1/responses, as far as a client needs it to read text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from aiohttp import web

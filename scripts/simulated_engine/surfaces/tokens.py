@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from aiohttp import web
 
 from pointsman.scripts.simulated_engine.context import ApiError, Call

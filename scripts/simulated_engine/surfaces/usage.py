@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pointsman.scripts.simulated_engine.context import JsonObject
 from pointsman.scripts.simulated_engine.driver import Ticket
 
