@@ -37,7 +37,7 @@ def test_admin_addresses(text: str, expected: str) -> None:
         "256.0.0.1:1",
         "a b:1",
         "[a]:1",
-        "a:١",
+        "a:\u0661",
     ],
 )
 def test_refused_admin_addresses(text: str) -> None:
