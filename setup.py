@@ -37,9 +37,10 @@ def describe_extension(path: Path) -> Extension:
     )
 
 
-directives: dict[str, object] = {"language_level": 3}
+# Here and not in the heads of the sources: what a source says itself, a debug build could not change.
+directives: dict[str, object] = {"language_level": 3, "boundscheck": IS_DEBUG, "wraparound": False}
 if IS_DEBUG:
-    directives |= {"boundscheck": True, "wraparound": True, "initializedcheck": True, "overflowcheck": True}
+    directives |= {"nonecheck": True, "initializedcheck": True}
 
 extensions = find_extensions()
 setup(
