@@ -1,0 +1,108 @@
+"""`pointsman status`: what the running gateway does."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pointsman.daemon.cli.arguments import Parser
+from pointsman.daemon.cli.client import AdminClient, add_arguments, perform, print_json
+from pointsman.daemon.cli.terminal import duration, paint, plain, size, table
+from pointsman.daemon.errors import EXIT_OK
+
+_PROCESS_HEADS = ("PROCESS", "STATE", "PID", "UP", "RESTARTS", "GENERATION", "HEARTBEAT")
+_WORKER_HEADS = ("WORKER", "STATUS", "MODELS", "IN FLIGHT", "PICKS", "LAST ERROR")
+
+
+def run(argv: list[str]) -> int:
+    """0: the daemon answered; 69: it did not."""
+    parser = Parser("status", "Show what the running gateway does.")
+    add_arguments(parser)
+    arguments = parser.parse(argv)
+
+    def work(client: AdminClient) -> int:
+        status = client.ask("GET", "/status").value
+        if arguments.json:
+            print_json(status)
+        else:
+            print(describe(status, client.ask("GET", "/workers?state=all").value["workers"], time.time()))
+        return EXIT_OK
+
+    return perform("status", arguments, work)
+
+
+def describe(status: dict[str, Any], workers: list[dict[str, Any]], now: float) -> str:
+    sections = (
+        _head(status),
+        reload_errors(status["config"], now),
+        _figures(status, now),
+        _processes(status["processes"]),
+        _workers(status, workers),
+    )
+    return "\n\n".join(section for section in sections if section)
+
+
+def _head(status: dict[str, Any]) -> str:
+    state = paint(status["state"], "green" if status["state"] == "running" else "yellow")
+    return f"pointsman {status['version']}, {state} for {duration(status['uptime_s'])}, listening on {status['listen']}"
+
+
+def reload_errors(config: dict[str, Any], now: float) -> str:
+    """What stands out: files that were refused. Empty when there is nothing to say."""
+    if config["last_reload_ok"]:
+        return ""
+    when = "" if config["last_reload_at"] is None else f" {duration(now - config['last_reload_at'])} ago"
+    head = f"RELOAD REFUSED{when}: generation {config['generation']} stays in force"
+    return "\n".join([paint(head, "red"), *(f"  {plain(error)}" for error in config["errors"])])
+
+
+def _figures(status: dict[str, Any], now: float) -> str:
+    config = status["config"]
+    published = duration(now - config["published_at"])
+    lines = [f"configuration  generation {status['generation']} ({config['hash'][:12]}), published {published} ago"]
+    lines += [f"{'':15}{kind}: {plain(path)}" for kind, path in config["source"].items() if path]
+    lines += [f"{'':15}{paint('warning:', 'yellow')} {plain(warning)}" for warning in config["warnings"]]
+    if config["pending_restart"]:
+        lines.append(f"{'':15}{paint('restart needed for:', 'yellow')} {', '.join(config['pending_restart'])}")
+    lines.append(
+        f"requests       {status['in_flight']} in flight, {status['connections']} connections, "
+        f"{size(status['buffered_bytes'])} buffered"
+    )
+    if status["lock_timeouts"] or status["lock_recoveries"]:
+        lines.append(f"routing lock   {status['lock_timeouts']} timeouts, {status['lock_recoveries']} recoveries")
+    return "\n".join(lines)
+
+
+def _processes(processes: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            process["name"],
+            process["state"],
+            process["pid"],
+            duration(process["uptime_s"]),
+            process["restarts"],
+            process["generation"],
+            f"{process['heartbeat_age_s']:.1f} s ago",
+        )
+        for process in processes
+    ]
+    return table(_PROCESS_HEADS, rows)
+
+
+def _workers(status: dict[str, Any], workers: list[dict[str, Any]]) -> str:
+    total, healthy = status["workers_total"], status["workers_healthy"]
+    if not workers:
+        return "no workers; add one: pointsman workers add URL"
+    rows = [
+        (
+            worker["url"],
+            worker["status"],
+            ", ".join(worker["models"]) or "any",
+            worker["in_flight"],
+            worker["picks"],
+            worker["last_error"] or "",
+        )
+        for worker in workers
+    ]
+    summary = paint(f"{healthy} of {total} workers healthy", "green" if healthy == total else "yellow")
+    return f"{summary}\n{table(_WORKER_HEADS, rows)}"

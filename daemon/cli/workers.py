@@ -1,0 +1,168 @@
+"""`pointsman workers [list|add|remove]`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from pointsman.config.nearest import closest
+from pointsman.daemon.cli.arguments import Parser
+from pointsman.daemon.cli.client import AdminClient, add_arguments, perform, print_json
+from pointsman.daemon.cli.terminal import plain, table
+from pointsman.daemon.errors import EXIT_OK
+
+_HEADS = ("WORKER", "STATUS", "TYPE", "MODELS", "WEIGHT", "IN FLIGHT", "PICKS", "FROM", "LAST ERROR")
+_EPILOG = "Actions: list (the default), add URL, remove ID|URL; each has its own --help."
+
+
+def run(argv: list[str]) -> int:
+    action, rest = _split(argv)
+    return _ACTIONS[action](rest)
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """(action, the other arguments); flags may come before the action too."""
+    for index, argument in enumerate(argv):
+        before = argv[index - 1] if index else "--json"
+        if before.startswith("-") and before != "--json":
+            continue  # the value of a flag
+        if argument in _ACTIONS:
+            return argument, argv[:index] + argv[index + 1 :]
+    return "list", argv
+
+
+def _list(argv: list[str]) -> int:
+    parser = Parser("workers", "Show the workers.", epilog=_EPILOG)
+    add_arguments(parser)
+    parser.add_argument("--model", help="only those that serve it")
+    parser.add_argument(
+        "--state", choices=("draining", "all"), help="the removed ones whose requests still run, or all"
+    )
+    parser.add_argument("action", nargs="?", metavar="list|add|remove")
+    arguments = parser.parse(argv)
+    if arguments.action is not None:
+        hint = closest(arguments.action, _ACTIONS)
+        parser.error(f"unknown action {arguments.action!r}{f' ({hint})' if hint else ''}")
+    query = urlencode({name: value for name in ("model", "state") if (value := getattr(arguments, name))})
+
+    def work(client: AdminClient) -> int:
+        found = client.ask("GET", f"/workers?{query}" if query else "/workers").value
+        if arguments.json:
+            print_json(found)
+        else:
+            print(_describe(found["workers"]))
+        return EXIT_OK
+
+    return perform("workers", arguments, work)
+
+
+def _describe(workers: list[dict[str, Any]]) -> str:
+    if not workers:
+        return "no workers"
+    rows = [
+        (
+            worker["url"],
+            worker["status"],
+            worker["worker_type"],
+            ", ".join(worker["models"]) or "any",
+            f"{worker['weight']:g}",
+            worker["in_flight"],
+            worker["picks"],
+            worker["source_path"] or worker["source"],
+            worker["last_error"] or "",
+        )
+        for worker in workers
+    ]
+    return table(_HEADS, rows)
+
+
+# --- add
+
+
+def _add(argv: list[str]) -> int:
+    parser = Parser("workers add", "Add a worker; it gets requests as soon as its health probe succeeds.")
+    add_arguments(parser)
+    parser.add_argument("url", metavar="URL", help="http://HOST:PORT")
+    parser.add_argument(
+        "--model", action="append", default=[], help="model it serves (repeat; default: ask the worker)"
+    )
+    parser.add_argument("--weight", type=float, help="share of requests relative to others (default: 1)")
+    parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="repeat for more")
+    parser.add_argument("--worker-type", choices=("regular", "prefill", "decode"))
+    parser.add_argument("--bootstrap-port", type=int)
+    parser.add_argument("--api-key-file", metavar="FILE", help="key to send to the worker; - reads standard input")
+    arguments = parser.parse(argv)
+    body = _body(parser, arguments)
+
+    def work(client: AdminClient) -> int:
+        answer = client.ask("POST", "/workers", body).value
+        if arguments.json:
+            print_json(answer)
+        else:
+            print(plain(answer["message"]))
+            for warning in answer["warnings"]:
+                print(f"warning: {plain(warning)}", file=sys.stderr)
+        return EXIT_OK
+
+    return perform("workers add", arguments, work)
+
+
+def _body(parser: Parser, arguments: argparse.Namespace) -> dict[str, Any]:
+    optional = {
+        "models": arguments.model or None,
+        "weight": arguments.weight,
+        "labels": _labels(parser, arguments.label) or None,
+        "worker_type": arguments.worker_type,
+        "bootstrap_port": arguments.bootstrap_port,
+        "api_key": _api_key(parser, arguments.api_key_file),
+    }
+    return {"url": arguments.url} | {name: value for name, value in optional.items() if value is not None}
+
+
+def _labels(parser: Parser, pairs: list[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            parser.error(f"--label: expected KEY=VALUE, got {pair!r}")
+        labels[name] = value
+    return labels
+
+
+def _api_key(parser: Parser, file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        key = (sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--api-key-file: {error}")
+    if not key:
+        parser.error(f"--api-key-file: {file} is empty")
+    return key
+
+
+# --- remove
+
+
+def _remove(argv: list[str]) -> int:
+    parser = Parser("workers remove", "Stop sending requests to a worker; those that run there end in peace.")
+    add_arguments(parser)
+    parser.add_argument("worker", metavar="ID|URL")
+    arguments = parser.parse(argv)
+
+    def work(client: AdminClient) -> int:
+        answer = client.ask("DELETE", f"/workers/{quote(arguments.worker, safe='')}").value
+        if arguments.json:
+            print_json(answer)
+        else:
+            print(plain(answer["message"]))
+        return EXIT_OK
+
+    return perform("workers remove", arguments, work)
+
+
+_ACTIONS: dict[str, Callable[[list[str]], int]] = {"list": _list, "add": _add, "remove": _remove}
