@@ -45,7 +45,7 @@ _EXPECTED = {
 
 def describe(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     """(problem, hint) of one pydantic error."""
-    kind, path = error["type"], error["loc"]
+    kind, path, context = error["type"], error["loc"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return "unknown key", closest(str(path[-1]), _keys_at(model, path[:-1]))
     if kind == "missing":
@@ -55,12 +55,12 @@ def describe(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "string_too_short":
         return "must not be empty", ""
     if kind == "literal_error":
-        expected = error["ctx"]["expected"]
+        expected = str(context["expected"])
         return f"expected {expected}, got {_shown(error)}", closest(str(error["input"]), expected.split("'")[1::2])
     if kind == "value_error":
-        return str(error["ctx"]["error"]), ""
+        return str(context["error"]), ""
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind].format(**error.get('ctx', {}))}, got {_shown(error)}", ""
+        return f"expected {_EXPECTED[kind].format(**context)}, got {_shown(error)}", ""
     return error["msg"], ""
 
 

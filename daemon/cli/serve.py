@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
         for defect in error.errors:
             _say(str(defect))
         return EXIT_USAGE if all(defect.source.startswith("--") for defect in error.errors) else EXIT_CONFIG
-    hand_over(settings)
+    return hand_over(settings)
 
 
 def _settings(line: serve_flags.CommandLine) -> Settings:
