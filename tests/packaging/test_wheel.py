@@ -144,6 +144,7 @@ def test_links_in_src_are_relative_and_resolve(repository: Path) -> None:
         assert link.is_symlink()
         assert link.readlink() == Path("..", "..", link.name)
         assert link.resolve() == repository / link.name
+        assert link.is_dir()
 
 
 def test_every_package_has_an_init(repository: Path) -> None:
