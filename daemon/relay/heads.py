@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import IntEnum
 
 from pointsman.daemon.relay.framing import BodyFraming, State
 
@@ -30,17 +31,31 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-# what response heads are searched for: hop-by-hop, rebuilt framing, what we answer ourselves, and the content type
-_SPECIAL = re.compile(
-    rb"\r\n("
-    + b"|".join(sorted(HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type"}))
-    + rb"):([^\r\n]*)",
-    re.IGNORECASE,
-)
-_HEAD = re.compile(
-    rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n\0]*)?\r\n"
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*\r\n)*\r\n"
-)
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n\0]*)?")
+_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)")
+
+
+class _Kind(IntEnum):
+    """What a response header line means to the relay."""
+
+    KEEP = 0
+    DROP = 1
+    EVENT_STREAM = 2
+    LENGTH = 3
+    ENCODING = 4
+    CONNECTION = 5
+
+
+_KEEP, _DROP, _EVENT_STREAM, _LENGTH, _ENCODING, _CONNECTION = _Kind
+_KINDS = dict.fromkeys(HOP_BY_HOP | {b"x-request-id"}, _DROP) | {
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _ENCODING,
+    b"connection": _CONNECTION,
+}
+MAX_KNOWN_LINES = 1024
+_known_lines: dict[bytes, tuple[_Kind, bytes]] = {}
+"""Lines that were understood before: an engine sends the same few with every answer. Stops growing when full."""
+_known_statuses: dict[bytes, tuple[int, bool]] = {}
 
 
 @dataclass(slots=True)
@@ -56,57 +71,63 @@ class ResponseHead:
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
-    """`raw` ends with the empty line. Raises HeadError.
-
-    Validated as a whole, then searched for the few headers that mean something here; the rest stays one run of bytes.
-    """
-    found = _HEAD.fullmatch(raw)
-    if found is None:
-        raise HeadError("the worker's response head is malformed")
-    keeps_alive = found[1] == b"1"
+    """`raw` ends with the empty line. Raises HeadError."""
+    status_line, *lines = raw[:-4].split(b"\r\n")
+    status, keeps_alive = _known_statuses.get(status_line) or _read_status(status_line)
     length: int | None = None
     is_chunked = is_event_stream = False
     named: set[bytes] = set()
-    start = raw.index(b"\r\n")
-    status_line = raw[:start]
     kept: list[bytes] = []
-    for special in _SPECIAL.finditer(raw, start):
-        name, value = special.groups()
-        name = name.lower()
-        if name == b"content-type":
-            is_event_stream = value.lstrip()[:17].lower() == b"text/event-stream"
-            continue
-        kept.append(raw[start : special.start()])
-        start = special.end()
-        if name == b"content-length":
-            length = _length(value, length)
-        elif name == b"transfer-encoding":
-            if is_chunked or value.strip().lower() != b"chunked":
-                raise HeadError(f"unsupported transfer coding {value.strip()[:64]!r}")
+    for line in lines:
+        kind, value = _known_lines.get(line) or _read_line(line)
+        if kind is _KEEP:
+            kept.append(line)
+        elif kind is _EVENT_STREAM:
+            is_event_stream = True
+            kept.append(line)
+        elif kind is _LENGTH:
+            length = _read_length(value, length)
+        elif kind is _ENCODING:
+            if is_chunked or value.lower() != b"chunked":
+                raise HeadError(f"unsupported transfer coding {value[:64]!r}")
             is_chunked = True
-        elif name == b"connection":
+        elif kind is _CONNECTION:
             tokens = {token.strip().lower() for token in value.split(b",")}
             named |= tokens - {b"close", b"keep-alive"}
-            if b"close" in tokens:
-                keeps_alive = False
-            elif b"keep-alive" in tokens:
-                keeps_alive = True
+            keeps_alive = b"close" not in tokens and (keeps_alive or b"keep-alive" in tokens)
     if is_chunked and length is not None:
         length, keeps_alive = None, False  # RFC 9112, 6.3: chunked wins, and the connection is not to be trusted
-    kept.append(raw[start:-4])
-    lines = b"".join(kept)
     if named:
-        lines = _without(lines, named)
-    return ResponseHead(int(found[2]), status_line, lines, length, is_chunked, keeps_alive, is_event_stream)
+        kept = [line for line in kept if line.partition(b":")[0].lower() not in named]
+    passing = b"\r\n" + b"\r\n".join(kept) if kept else b""
+    return ResponseHead(status, status_line, passing, length, is_chunked, keeps_alive, is_event_stream)
 
 
-def _without(lines: bytes, names: set[bytes]) -> bytes:
-    kept = (line for line in lines.split(b"\r\n")[1:] if line.partition(b":")[0].lower() not in names)
-    return b"".join(b"\r\n" + line for line in kept)
+def _read_status(line: bytes) -> tuple[int, bool]:
+    found = _STATUS_LINE.fullmatch(line)
+    if found is None:
+        raise HeadError("the worker's status line is malformed")
+    status = int(found[2]), found[1] == b"1"
+    if len(_known_statuses) < MAX_KNOWN_LINES:
+        _known_statuses[line] = status
+    return status
 
 
-def _length(value: bytes, before: int | None) -> int:
-    text = value.strip()
+def _read_line(line: bytes) -> tuple[_Kind, bytes]:
+    found = _HEADER_LINE.fullmatch(line)
+    if found is None:
+        raise HeadError("a header line of the worker is malformed")
+    name, value = found[1].lower(), found[2].strip()
+    kind = _KINDS.get(name, _KEEP)
+    if name == b"content-type" and value[:17].lower() == b"text/event-stream":
+        kind = _EVENT_STREAM
+    known = kind, b"" if kind is _KEEP else value
+    if len(_known_lines) < MAX_KNOWN_LINES and name != b"date":
+        _known_lines[line] = known
+    return known
+
+
+def _read_length(text: bytes, before: int | None) -> int:
     if not text.isdigit() or len(text) > 18:
         raise HeadError(f"bad Content-Length {text[:32]!r}")
     length = int(text)
