@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,6 +26,9 @@ MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 10.0
 """from the end of the head to the end of the body"""
 
+# What a browser sends to other sites without asking them first. Some clients name a type for an empty body (aiohttp's
+# says application/octet-stream); with any but these that is fine.
+_SENT_BY_FORMS = re.compile(r"(text|multipart)/|application/x-www-form-urlencoded")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _ONCE = (hdrs.HOST, hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE, hdrs.ORIGIN)
 
@@ -125,10 +129,9 @@ def _check_origin(request: web.Request) -> None:
 def _check_content_type(request: web.Request) -> None:
     if request.method in _SAFE_METHODS:
         return
-    given = request.headers.get(hdrs.CONTENT_TYPE)
-    if given is None and not request.can_read_body:
-        return
-    if (given or "").partition(";")[0].strip().lower() != "application/json":
+    media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+    is_fine = media_type == "application/json" if request.can_read_body else not _SENT_BY_FORMS.match(media_type)
+    if not is_fine:
         message = "a body must be JSON; send it with: content-type: application/json"
         raise refused(415, "UNSUPPORTED_MEDIA_TYPE", message)
 

@@ -48,7 +48,7 @@ def _card_id(value: object) -> object:
     return value.get("id") if isinstance(value, dict) else value
 
 
-ModelName = Annotated[str, BeforeValidator(_card_id), Field(min_length=1, max_length=512)]
+ModelName = Annotated[str, Field(min_length=1, max_length=512), BeforeValidator(_card_id)]
 Models = Annotated[list[ModelName], Field(max_length=1000)]
 Weight = Annotated[float, Field(gt=0, le=MAX_WEIGHT)]
 Labels = Annotated[dict[str, str], Field(max_length=64)]

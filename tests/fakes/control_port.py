@@ -1,0 +1,159 @@
+"""A control process in memory: what the admin API asks of the daemon, answered without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pointsman.admin_api.ports import ConfigView, ProcessView, StatusView, WorkerPatch, WorkerRequest, WorkerView
+from pointsman.config.worker_urls import canonical_url
+from pointsman.daemon.errors import Fault, RequestError
+
+PROCESS = ProcessView(
+    name="shard-0", pid=4242, state="ready", restarts=1, uptime_s=65.0, heartbeat_age_s=0.1, generation=3
+)
+CONFIG = ConfigView(
+    generation=3,
+    hash="ab" * 32,
+    source={"config": None, "profiles": "/etc/pointsman/profiles.json", "workers": None},
+    published_at=1_700_000_000.0,
+    last_reload_ok=True,
+    last_reload_at=1_700_000_000.0,
+    errors=(),
+    warnings=(),
+    pending_restart=(),
+)
+REFUSED_CONFIG = msgspec.structs.replace(
+    CONFIG,
+    last_reload_ok=False,
+    errors=("profiles.json:3:5: profiles.fast.routingStrategy: unknown policy 'fastest'",),
+)
+
+
+def error(status: int, code: str, message: str) -> RequestError:
+    return RequestError(status, code, message, fault=Fault.CLIENT)
+
+
+def view(request: WorkerRequest, number: int) -> WorkerView:
+    return WorkerView(
+        id=f"00000000-0000-4000-8000-{number:012}",
+        url=canonical_url(request.url),
+        worker_type=request.worker_type,
+        bootstrap_port=request.bootstrap_port,
+        models=request.models,
+        weight=request.weight,
+        labels=request.labels,
+        has_api_key=request.api_key is not None,
+        source="api",
+        source_path=None,
+        status="ready",
+        is_healthy=True,
+        since=1_700_000_000.0,
+        in_flight=0,
+        in_flight_bytes=0,
+        picks=0,
+        last_error=None,
+        last_probe=None,
+        next_probe=None,
+    )
+
+
+@dataclass
+class FakeControlPort:
+    """Implements `ControlPort`; `calls` has what was asked, in order."""
+
+    live: list[WorkerView] = field(default_factory=list)
+    draining: list[WorkerView] = field(default_factory=list)
+    calls: list[tuple[str, object]] = field(default_factory=list)
+    view: ConfigView = CONFIG
+    reload_to: ConfigView = CONFIG
+    breaks_with: Exception | None = None
+    """raised by whatever is asked next"""
+
+    def declare(self, url: str, *, file: str | None = None, **fields: object) -> WorkerView:
+        """A worker that is there without anybody having asked."""
+        made = view(WorkerRequest(url=url), len(self.live) + 1)
+        if file is not None:
+            fields |= {"source": "file", "source_path": file}
+        made = msgspec.structs.replace(made, **fields)
+        self.live.append(made)
+        return made
+
+    def _note(self, name: str, value: object = None) -> None:
+        self.calls.append((name, value))
+        if self.breaks_with is not None:
+            raise self.breaks_with
+
+    def _find(self, key: str) -> WorkerView:
+        for known in (*self.live, *self.draining):
+            if key in (known.id, known.url):
+                return known
+        raise error(404, "WORKER_NOT_FOUND", f"no worker {key}")
+
+    async def add_worker(self, request: WorkerRequest) -> WorkerView:
+        self._note("add", request)
+        made = view(request, len(self.live) + 1)
+        if any(known.url == made.url for known in self.live):
+            raise error(409, "WORKER_ALREADY_EXISTS", f"worker {made.url} exists already")
+        self.live.append(made)
+        return made
+
+    def list_workers(self, *, state: str | None = None, model: str | None = None) -> list[WorkerView]:
+        self._note("list", (state, model))
+        found = self.draining if state == "draining" else self.live
+        return [known for known in found if model is None or model in known.models]
+
+    def get_worker(self, key: str) -> WorkerView:
+        self._note("get", key)
+        return self._find(key)
+
+    async def patch_worker(self, key: str, patch: WorkerPatch) -> WorkerView:
+        self._note("patch", (key, patch))
+        known = self._find(key)
+        changes = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
+        if "api_key" in changes:
+            changes["has_api_key"] = changes.pop("api_key") is not None
+        changed = msgspec.structs.replace(known, **changes)
+        self.live[self.live.index(known)] = changed
+        return changed
+
+    async def remove_worker(self, key: str) -> WorkerView:
+        self._note("remove", key)
+        known = self._find(key)
+        if known.source == "file":
+            raise error(409, "WORKER_DECLARED_IN_FILE", f"{known.url} is declared in {known.source_path}")
+        self.live.remove(known)
+        return msgspec.structs.replace(known, status="draining", is_healthy=False)
+
+    def config(self) -> ConfigView:
+        self._note("config")
+        return self.view
+
+    async def reload(self) -> ConfigView:
+        self._note("reload")
+        self.view = self.reload_to
+        return self.view
+
+    def status(self) -> StatusView:
+        self._note("status")
+        return StatusView(
+            version="0.1.0",
+            state="running",
+            listen="127.0.0.1:8700",
+            uptime_s=3725.0,
+            generation=self.view.generation,
+            processes=(PROCESS,),
+            workers_total=len(self.live),
+            workers_healthy=sum(known.is_healthy for known in self.live),
+            in_flight=2,
+            connections=5,
+            buffered_bytes=4608,
+            config=self.view,
+            lock_timeouts=0,
+            lock_recoveries=0,
+        )
+
+    def metrics(self) -> bytes:
+        self._note("metrics")
+        return b"# HELP pointsman_connections Open.\n# TYPE pointsman_connections gauge\npointsman_connections 5.0\n"
