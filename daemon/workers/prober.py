@@ -116,7 +116,7 @@ class Prober:
         health = patient.health
         if health.status == STATUS_UP and self._segment.status(patient.worker.slot) == STATUS_DOWN:
             health.seen_down(now)
-            log("worker_down", level="warning", worker=patient.worker.url, reason=health.last_error)
+            self._went_down(patient)
 
     async def _probe(self, patient: Patient) -> None:
         try:
@@ -131,12 +131,9 @@ class Prober:
             self._conclude(patient, finding, started)
             return
         # A worker of unknown models may be picked for any: ask before it can be picked for the first time.
-        had_models = bool(patient.worker.models)
-        if not had_models:
+        if not patient.worker.models:
             await self._discover(patient)
-        came_up = self._conclude(patient, finding, started)
-        if came_up and had_models:
-            patient.models_asked = None  # it may have been restarted with others
+        self._conclude(patient, finding, started)
         await self._discover(patient)
 
     async def _look(self, worker: Worker) -> Finding:
@@ -154,27 +151,27 @@ class Prober:
             worker.address = await self._around.resolve(worker.endpoint)
             await self._around.changed()
 
-    def _conclude(self, patient: Patient, finding: Finding, started: float) -> bool:
-        """Write a change of status, unless the worker was removed (or taken out by a shard) meanwhile.
-
-        Says whether the worker came up.
-        """
+    def _conclude(self, patient: Patient, finding: Finding, started: float) -> None:
+        """Write a change of status, unless the worker was removed (or taken out by a shard) meanwhile."""
         worker, health = patient.worker, patient.health
         if self._patients.get(worker.id) is not patient:
-            return False
+            return
         before = health.status
         if finding.error is None:
             health.succeeded(started, self._now(), self._rng)
         else:
             health.failed(finding.error, started, self._now(), self._rng, is_refused=finding.is_refused)
         if health.status == before:
-            return False
+            return
         self._segment.set_status(worker.slot, health.status, expected=before)
         if health.status == STATUS_UP:
             log("worker_up", worker=worker.url)
-            return True
-        log("worker_down", level="warning", worker=worker.url, reason=health.last_error)
-        return False
+        else:
+            self._went_down(patient)
+
+    def _went_down(self, patient: Patient) -> None:
+        patient.models_asked = None  # it may come back with others
+        log("worker_down", level="warning", worker=patient.worker.url, reason=patient.health.last_error)
 
     async def _discover(self, patient: Patient) -> None:
         """The engine's models, if nobody declared any and it was not asked of late; failure leaves what is known."""

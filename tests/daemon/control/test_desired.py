@@ -1,0 +1,64 @@
+"""From registry and rules to a snapshot."""
+
+from msgspec.structs import replace
+
+from pointsman.config.load import DeclaredWorker
+from pointsman.config.settings import Settings
+from pointsman.config.snapshot import MODEL_OTHER, Match, Profile, decode, encode
+from pointsman.daemon.control.desired import (
+    MAX_MODELS,
+    Rules,
+    compile_snapshot,
+    content_hash,
+    extend_models,
+    is_same_content,
+    rules_in,
+)
+from pointsman.daemon.workers.address import parse
+from pointsman.daemon.workers.registry import Worker
+
+SETTINGS = Settings(runtime_dir="", state_dir="", policy="round_robin", strict_models=True)
+
+
+def worker(slot: int, address: str | None = "10.0.0.5", **fields: object) -> Worker:
+    declared = DeclaredWorker(url=f"https://gpu-{slot}:8000/base", **fields)  # type: ignore[arg-type]
+    return Worker(f"id-{slot}", parse(declared.url), slot, "api", declared, address)
+
+
+def test_a_snapshot_says_what_was_declared() -> None:
+    rules = Rules({"fast": Profile("fast", "random")}, "fast", (Match("fast", model="m*"),))
+    declared = worker(3, models=("m",), weight=2.0, labels={"gpu": "a100"}, api_key="k", worker_type="decode")
+    snapshot = compile_snapshot([declared], rules, SETTINGS, ())
+    (spec,) = snapshot.workers
+    assert (spec.slot, spec.address, spec.host, spec.port) == (3, "10.0.0.5", "gpu-3", 8000)
+    assert (spec.tls, spec.base_path, spec.role) == (True, "/base", "decode")
+    assert (spec.models, spec.weight, spec.labels, spec.api_key) == (("m",), 2.0, {"gpu": "a100"}, "k")
+    assert (snapshot.default_policy, snapshot.strict_models, snapshot.models) == ("round_robin", True, ("other", "m"))
+    assert rules_in(decode(encode(snapshot))) == rules
+
+
+def test_a_worker_without_an_address_has_no_place_yet() -> None:
+    assert compile_snapshot([worker(0, None), worker(1)], Rules(), SETTINGS, ()).workers[0].slot == 1
+
+
+def test_model_labels_are_only_ever_appended_to() -> None:
+    known = extend_models((), ["a", "b"])
+    assert known == (MODEL_OTHER, "a", "b")
+    assert extend_models(known, ["c", "a"]) == (MODEL_OTHER, "a", "b", "c")
+    assert extend_models(known, []) == known
+
+
+def test_model_labels_are_bounded() -> None:
+    models = extend_models((), (f"m{number}" for number in range(1000)))
+    assert len(models) == MAX_MODELS
+    assert extend_models(models, ["late"]) == models
+
+
+def test_the_hash_is_of_the_content_not_of_the_number() -> None:
+    snapshot = compile_snapshot([worker(0)], Rules(), SETTINGS, ())
+    later = replace(snapshot, generation=7)
+    assert content_hash(snapshot) == content_hash(later)
+    assert is_same_content(snapshot, later)
+    other = compile_snapshot([worker(0, weight=2.0)], Rules(), SETTINGS, ())
+    assert content_hash(snapshot) != content_hash(other)
+    assert not is_same_content(snapshot, other)
