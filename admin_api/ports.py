@@ -34,7 +34,7 @@ class WorkerPatch(msgspec.Struct, frozen=True, kw_only=True):
     weight: float | msgspec.UnsetType = msgspec.UNSET
     labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    api_key: str | None | msgspec.UnsetType = msgspec.UNSET
+    api_key: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +124,10 @@ class ControlPort(Protocol):
     async def patch_worker(self, key: str, patch: WorkerPatch) -> WorkerView: ...
 
     async def remove_worker(self, key: str) -> WorkerView:
-        """When it returns, no shard picks it any more. 409 `WORKER_DECLARED_IN_FILE` (names the path) if a file owns it."""
+        """When it returns, no shard picks it any more.
+
+        409 `WORKER_DECLARED_IN_FILE` (names the path) if a file owns it.
+        """
         ...
 
     def config(self) -> ConfigView: ...

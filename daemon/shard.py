@@ -14,6 +14,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 
@@ -103,7 +105,7 @@ class Shard:
     def _load(self, generation: int, fd: int) -> None:
         try:
             self._tables.add(snapshot_codec.decode(leash.read_all(fd)), current=self.segment.generation)
-        except Exception as error:  # boundary: whatever is wrong with it, the old generation must go on
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the old generation must go on
             log("snapshot_refused", level="error", shard=self.index, generation=generation, reason=str(error))
             self._tell(Message("failed", generation, str(error)[:500]))
             return
@@ -123,8 +125,8 @@ class Shard:
             gc.freeze()  # what the start built lives as long as the process: never walk it again
         self._tell(Message("ready"))
 
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = self.loop.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background_done)
 
@@ -213,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(ignored, signal.SIG_IGN)
     try:
         uvloop.run(_main(arguments))
-    except Exception as error:  # boundary: tell the supervisor that trying again is useless
+    except Exception as error:  # noqa: BLE001 - tell the supervisor that trying again is useless
         log("shard_boot_failed", level="error", shard=arguments.index, reason=repr(error))
         return EXIT_BOOT_FAILED
     return EXIT_OK

@@ -11,6 +11,11 @@ import sys
 import threading
 
 
+def _wait_for_starter(done: threading.Event) -> None:
+    sys.stdin.read()
+    done.set()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="llama_worker", description=__doc__)
     parser.add_argument("--model", required=True, metavar="FILE.gguf")
@@ -25,7 +30,7 @@ def main() -> int:
     except ImportError:
         print("xllamacpp is missing: pip install 'pointsman[real]'", file=sys.stderr)
         return 69
-    parameters = xllamacpp.CommonParams()
+    parameters = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue] - it has no stubs
     parameters.model.path = options.model
     parameters.model_alias = {options.name}
     parameters.hostnames = ["127.0.0.1"]
@@ -39,9 +44,9 @@ def main() -> int:
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
-    server = xllamacpp.Server(parameters)
+    server = xllamacpp.Server(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     print(server.listening_address, flush=True)
-    threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_starter, args=(done,), daemon=True).start()
     done.wait()
     del server
     return 0

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 import msgspec
 
 from pointsman.config import places
+from pointsman.config.load import DEFAULT_PROFILES
 from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_UNAVAILABLE, PointsmanError
 from pointsman.daemon.shm.native import die_with_parent
 from pointsman.scripts.real_engines import launch_real_engines
@@ -108,8 +110,7 @@ def _engines(options: argparse.Namespace, stack: ExitStack) -> list[str]:
 def _gateway(options: argparse.Namespace, folder: Path, urls: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     for name in ("run", "state"):
         (folder / name).mkdir(mode=0o700)
-    shipped = Path(__file__).resolve().parents[2] / "config" / "default_profiles.json"
-    shutil.copy(shipped, folder / "profiles.json")
+    shutil.copy(DEFAULT_PROFILES, folder / "profiles.json")
     environment = dict(os.environ, RUNTIME_DIRECTORY=str(folder / "run"), STATE_DIRECTORY=str(folder / "state"))
     command = [sys.executable, "-m", "pointsman.daemon.main", "serve", "--shards", str(options.shards)]
     command += ["--port", str(options.port), "--profiles", str(folder / "profiles.json")]
@@ -121,7 +122,7 @@ def _gateway(options: argparse.Namespace, folder: Path, urls: list[str]) -> Iter
             env=environment,
             stderr=output,
             start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - there are no threads here
         )
     try:
         yield gateway
@@ -148,26 +149,30 @@ def _wait_ready(gateway: subprocess.Popen[bytes], folder: Path) -> Ready | None:
 
 def _help(options: argparse.Namespace, ready: Ready, folder: Path, urls: list[str]) -> str:
     model = MODEL_NAME if options.real else SIMULATED_MODEL
+    kind = "real" if options.real else "simulated"
     admin = next(where for where in ready.admin if not where.startswith("unix:"))
     token = (folder / "run" / places.ADMIN_TOKEN).read_text().strip()
     body = json.dumps({"model": model, "stream": True, "max_tokens": 60, "messages": [_MESSAGE]})
+    auth = f"-H 'Authorization: Bearer {token}'"
+    as_json = "-H 'Content-Type: application/json'"
+    first = quote(urls[0], safe="")
     return f"""\
-pointsman is ready: {options.shards} shards on http://{ready.listen}, {len(urls)} {"real" if options.real else "simulated"} engines.
+pointsman is ready: {options.shards} shards on http://{ready.listen}, {len(urls)} {kind} engines.
 
   # ask, streamed
-  curl -N http://{ready.listen}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+  curl -N http://{ready.listen}/v1/chat/completions {as_json} -d '{body}'
 
   # the OpenAI SDK: OpenAI(base_url="http://{ready.listen}/v1", api_key="none")
 
   # look around
-  curl -s http://{admin}/workers -H 'Authorization: Bearer {token}'
-  curl -s http://{admin}/status -H 'Authorization: Bearer {token}'
-  curl -s http://{admin}/metrics -H 'Authorization: Bearer {token}'
-  export POINTSMAN_ADMIN=unix:{folder}/run/{places.ADMIN_SOCKET}; {_command()} status
+  curl -s http://{admin}/workers {auth}
+  curl -s http://{admin}/status {auth}
+  curl -s http://{admin}/metrics {auth}
+  POINTSMAN_ADMIN=unix:{folder}/run/{places.ADMIN_SOCKET} {_command()} status
 
   # take a worker out, and put it back
-  curl -X DELETE http://{admin}/workers/{urls[0].replace("/", "%2F").replace(":", "%3A")} -H 'Authorization: Bearer {token}'
-  curl -X POST http://{admin}/workers -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{"url": "{urls[0]}"}}'
+  curl -X DELETE http://{admin}/workers/{first} {auth}
+  curl -X POST http://{admin}/workers {auth} {as_json} -d '{{"url": "{urls[0]}"}}'
 
   # change how requests are routed: edit and save, it is live at once
   $EDITOR {folder}/profiles.json

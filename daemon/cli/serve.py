@@ -13,6 +13,7 @@ from pointsman.config.settings import Settings, encode
 from pointsman.daemon import leash
 from pointsman.daemon.cli import serve_flags
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, ConfigErrors
+from pointsman.daemon.interpreter import interpreter_flags
 from pointsman.daemon.routing.policies import POLICIES
 
 
@@ -64,16 +65,7 @@ def hand_over(settings: Settings) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     arguments = ["-m", "pointsman.daemon.supervisor", "--settings-fd", str(fd)]
-    os.execv(sys.executable, [sys.executable, *_interpreter_flags(), *arguments])
-
-
-def _interpreter_flags() -> list[str]:
-    """Those of this process, and -P: `-m` would put the working directory first on the module path."""
-    flags = ["-I"] if sys.flags.isolated else ["-P"]
-    flags += [f"-W{option}" for option in sys.warnoptions]
-    for name, value in sys._xoptions.items():
-        flags += ["-X", name if value is True else f"{name}={value}"]
-    return flags
+    os.execv(sys.executable, [sys.executable, *interpreter_flags(), *arguments])
 
 
 def _say(text: str) -> None:

@@ -429,28 +429,22 @@ class Exchange:
     def _log_line(self, status: int, ending: Ending, now: float) -> bytes:
         """Built by hand: this is the hot path, and an encoder would cost more than the whole choice of a worker."""
         request, plan, worker = self.request, self.plan, self.worker
-        return (
-            b'%b,"model":%b,"stream":%b,"profile":%b,"policy":"%b","generation":%d,"worker":%b,'
-            % (
-                request_fields(self.context, self.client.peer, request, status),
-                orjson.dumps(self.features.model),
-                b"true" if self.features.is_stream else b"false",
-                orjson.dumps(plan.profile) if plan else b'""',
-                plan.policy.encode() if plan else b"",
-                self.table.generation,
-                orjson.dumps(worker.url) if worker else b'""',
-            )
-            + b'"connect_ms":%b,"first_byte_ms":%b,"total_ms":%.3f,"bytes_in":%d,"bytes_out":%d,"resends":%d,"end":"%b"}\n'
-            % (
-                _ms(self.connected_at, request.started),
-                _ms(self.first_byte_at, request.started),
-                (now - request.started) * 1000,
-                request.body_size,
-                self.bytes_out,
-                self.resends,
-                ending.encode(),
-            )
+        start = request_fields(self.context, self.client.peer, request, status)
+        routed = b'"model":%b,"stream":%b,"profile":%b,"policy":"%b","generation":%d,"worker":%b' % (
+            orjson.dumps(self.features.model),
+            b"true" if self.features.is_stream else b"false",
+            orjson.dumps(plan.profile) if plan else b'""',
+            plan.policy.encode() if plan else b"",
+            self.table.generation,
+            orjson.dumps(worker.url) if worker else b'""',
         )
+        timed = b'"connect_ms":%b,"first_byte_ms":%b,"total_ms":%.3f' % (
+            _ms(self.connected_at, request.started),
+            _ms(self.first_byte_at, request.started),
+            (now - request.started) * 1000,
+        )
+        sizes = b'"bytes_in":%d,"bytes_out":%d,"resends":%d' % (request.body_size, self.bytes_out, self.resends)
+        return b'%b,%b,%b,%b,"end":"%b"}\n' % (start, routed, timed, sizes, ending.encode())
 
 
 def _ms(moment: float, since: float) -> bytes:

@@ -161,7 +161,7 @@ class Inbound:
 
     def _origin_form(self, target: bytes) -> bytes:
         """`http://host/path` must be accepted of a server (RFC 9112, 3.2.2); the authority was checked as Host."""
-        if not target[:7].lower() == b"http://" and not target[:8].lower() == b"https://":
+        if not target.lower().startswith((b"http://", b"https://")):
             if target == b"*" and self.method == b"OPTIONS":
                 return b"/*"
             raise malformed_http("bad request target")

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
 """The operations on the shared segment that must be atomic, locked or cheap.
 
 The routing mutex is a process-shared robust pthread mutex. A holder that dies is noticed by the next one, which makes
@@ -104,7 +103,8 @@ cdef class Words:
     def init_mutex(self):
         """Only by the segment's creator, before anybody else attaches."""
         cdef pthread_mutexattr_t attr
-        assert sizeof(pthread_mutex_t) <= MAX_MUTEX_BYTES
+        if sizeof(pthread_mutex_t) > MAX_MUTEX_BYTES:
+            raise MemoryError("pthread_mutex_t is larger than its place in the header")
         pthread_mutexattr_init(&attr)
         pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED)
         pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST)

@@ -1,4 +1,4 @@
-"""`python -m pointsman.daemon.supervisor --settings-fd N`: what `pointsman serve` turns into once its configuration is read."""
+"""`python -m pointsman.daemon.supervisor --settings-fd N`: what `pointsman serve` becomes with its settings read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import os
 import socket
 import sys
+
+import msgspec
 
 from pointsman.config import settings as settings_codec
 from pointsman.config.settings import Settings
@@ -21,22 +23,20 @@ from pointsman.daemon.supervisor.notify import Notifier
 
 def _shard(index: int, segment: Segment, settings_fd: int, listener: socket.socket) -> Child:
     fds = (settings_fd, segment.fd, listener.fileno())
-    arguments = ("-m", "pointsman.daemon.shard", "--index", str(index), "--settings-fd", str(settings_fd))
-    arguments += ("--segment-fd", str(segment.fd), "--listen-fd", str(listener.fileno()))
+    arguments = ["-m", "pointsman.daemon.shard", "--index", str(index), "--settings-fd", str(settings_fd)]
+    arguments += ["--segment-fd", str(segment.fd), "--listen-fd", str(listener.fileno())]
     return Child(f"shard {index}", index, segment, arguments, fds)
 
 
 def _control(segment: Segment, settings_fd: int, sockets: list[socket.socket]) -> Child:
     admin_fds = [sock.fileno() for sock in sockets]
-    arguments = ("-m", "pointsman.daemon.control", "--settings-fd", str(settings_fd))
-    arguments += ("--segment-fd", str(segment.fd), "--admin-fds", ",".join(map(str, admin_fds)))
+    arguments = ["-m", "pointsman.daemon.control", "--settings-fd", str(settings_fd)]
+    arguments += ["--segment-fd", str(segment.fd), "--admin-fds", ",".join(map(str, admin_fds))]
     return Child("control", segment.layout.control, segment, arguments, (settings_fd, segment.fd, *admin_fds))
 
 
 def _bound(settings: Settings, data: list[socket.socket], admin: list[socket.socket]) -> Settings:
     """The settings with the ports that were really bound (0 asks for any)."""
-    import msgspec
-
     port = data[0].getsockname()[1]
     return msgspec.structs.replace(settings, port=port, admin_listen=tuple(map(listeners.describe, admin)))
 

@@ -26,7 +26,6 @@ from pointsman.config.settings import Settings
 from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK, EXIT_SOFTWARE
 from pointsman.daemon.leash import Message
-from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.supervisor.children import Child
 from pointsman.daemon.supervisor.notify import Notifier

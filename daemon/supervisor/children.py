@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pointsman.daemon import leash
+from pointsman.daemon.interpreter import interpreter_flags
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.segment import Segment
@@ -45,7 +46,7 @@ class Child:
         ours, theirs = leash.pair()
         row = self._segment.process(self.index)
         fds = (*self.fds, theirs.fileno())
-        command = [sys.executable, *_interpreter_flags(), *self.arguments, "--leash-fd", str(theirs.fileno())]
+        command = [sys.executable, *interpreter_flags(), *self.arguments, "--leash-fd", str(theirs.fileno())]
         for fd in fds:
             os.set_inheritable(fd, True)
         try:
@@ -110,11 +111,3 @@ class Child:
 
     def _note(self, word: int, value: int) -> None:
         self._segment.set_process(self.index, word, value)
-
-
-def _interpreter_flags() -> list[str]:
-    """Children run as isolated as we do, and no more talkative."""
-    flags = ["-I"] if sys.flags.isolated else []
-    if sys.flags.dev_mode:
-        flags += ["-X", "dev"]
-    return flags

@@ -1,7 +1,7 @@
 """Log lines of a shard on standard error, written in batches and never at the cost of a request.
 
 A reader that stalls must not stall a shard: lines are kept up to a bound, then dropped and counted. Standard error is
-shared with other processes, so its own blocking mode is left alone (a pipe is opened a second time, a socket, journald's,
+shared with other processes, so its own blocking mode is left alone (a pipe is opened a second time, journald's socket
 is written with MSG_DONTWAIT) and lines are written in units that the kernel keeps whole.
 """
 

@@ -1,4 +1,4 @@
-"""HTTP/1.x requests: what is served, what is refused, and that the worker never sees another message than the client sent.
+"""HTTP/1.x requests: what is served, what is refused, and that the worker sees the very message that the client sent.
 
 Every case runs against real shards; the worker is a raw socket that records each byte.
 """
@@ -67,7 +67,9 @@ AMBIGUOUS = {
     "bell in a value": post(b"/v1/completions", BODY, b"X-A: a\x07b"),
     "delete in a value": post(b"/v1/completions", BODY, b"X-A: a\x7fb"),
     "bare carriage return": post(b"/v1/completions", BODY, b"X-A: a\rX-B: b"),
-    "bad chunk size": post(b"/v1/completions", b"zz\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked", length=False),
+    "bad chunk size": post(
+        b"/v1/completions", b"zz\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked", length=False
+    ),
     "signed chunk size": post(
         b"/v1/completions", b"+5\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked", length=False
     ),
@@ -102,7 +104,13 @@ def test_what_two_readers_could_read_in_two_ways_is_refused_and_the_connection_c
 def test_the_worker_gets_the_body_byte_for_byte_under_a_length_of_ours(client: Reader, worker: ScriptedWorker) -> None:
     body = b'{"model":"m",  "unknown_field": [1,2,{"x":null}], "prompt":"\\u00e9\xc3\xa9"}'
     client.sock.sendall(
-        post(b"/v1/completions?a=1&b=%2F", body, b"X-Custom: Value", b"Authorization: Bearer sk-1", b"traceparent: 00-1-2-01")
+        post(
+            b"/v1/completions?a=1&b=%2F",
+            body,
+            b"X-Custom: Value",
+            b"Authorization: Bearer sk-1",
+            b"traceparent: 00-1-2-01",
+        )
     )
     assert client.answer().status == 200
     seen = worker.seen()
@@ -315,7 +323,9 @@ def test_a_worker_key_replaces_the_clients(plane: DataPlane) -> None:
 def test_form_requests_are_routed_by_their_model_field(client: Reader, worker: ScriptedWorker) -> None:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n'
-        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + bytes(range(256)) + b"\r\n--b--\r\n"
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        + bytes(range(256))
+        + b"\r\n--b--\r\n"
     )
     client.sock.sendall(post(b"/v1/audio/transcriptions", body, b"Content-Type: multipart/form-data; boundary=b"))
     assert client.answer().status == 200
@@ -340,7 +350,6 @@ def test_a_slow_head_is_408(worker: ScriptedWorker) -> None:
 
 
 def test_ipv6_clients_are_served(worker: ScriptedWorker) -> None:
-    with data_plane(shards=2, workers=[worker.url], host="::1") as six:
-        with six.connect() as sock:
-            sock.sendall(post())
-            assert Reader(sock).answer().status == 200
+    with data_plane(shards=2, workers=[worker.url], host="::1") as six, six.connect() as sock:
+        sock.sendall(post())
+        assert Reader(sock).answer().status == 200

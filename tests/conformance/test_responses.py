@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -123,9 +124,7 @@ def test_answers_that_have_no_body_keep_the_connection_in_step(
 
 
 def test_interim_answers_pass_and_100_is_ours(client: Reader, worker: ScriptedWorker) -> None:
-    worker.script = answer_all(
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK
-    )
+    worker.script = answer_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK)
     client.sock.sendall(post())
     assert client.head()[0] == 103
     assert client.head()[0] == 200
@@ -160,6 +159,16 @@ def cut_after(*parts: bytes, reset: bool = False) -> Script:
     return script
 
 
+def silent_after(*parts: bytes) -> Script:
+    def script(session: Session) -> None:
+        session.read()
+        for part in parts:
+            session.write(part)
+        session.wait_closed()
+
+    return script
+
+
 @pytest.mark.parametrize(
     ("sent", "closing"),
     [
@@ -170,7 +179,14 @@ def cut_after(*parts: bytes, reset: bool = False) -> Script:
         (chunk(b"data: 1\r\n"), b"\n"),
         (b"", b""),
     ],
-    ids=["after an event", "after a line", "inside a line", "after an event with CRLF", "after a CRLF line", "no event"],
+    ids=[
+        "after an event",
+        "after a line",
+        "inside a line",
+        "after an event with CRLF",
+        "after a CRLF line",
+        "no event",
+    ],
 )
 def test_a_stream_cut_between_chunks_ends_with_an_error_event_and_no_final_chunk(
     sent: bytes, closing: bytes, client: Reader, worker: ScriptedWorker
@@ -356,7 +372,7 @@ def test_a_client_that_leaves_before_any_answer_frees_the_worker(plane: DataPlan
 
 
 def test_a_worker_that_never_answers_is_504(worker: ScriptedWorker) -> None:
-    worker.script = lambda session: (session.read(), session.wait_closed())  # type: ignore[assignment, return-value]
+    worker.script = silent_after()
     with data_plane(shards=2, workers=[worker.url], request_timeout_s=0.5) as quick, quick.connect() as sock:
         sock.sendall(post())
         answer = Reader(sock).answer()
@@ -366,11 +382,7 @@ def test_a_worker_that_never_answers_is_504(worker: ScriptedWorker) -> None:
 
 
 def test_a_stream_that_outlives_its_time_is_cut_with_an_error_event(worker: ScriptedWorker) -> None:
-    worker.script = lambda session: (  # type: ignore[assignment, return-value]
-        session.read(),
-        session.write(SSE + chunk(event("a"))),
-        session.wait_closed(),
-    )
+    worker.script = silent_after(SSE + chunk(event("a")))
     with data_plane(shards=2, workers=[worker.url], request_timeout_s=0.5) as quick, quick.connect() as sock:
         sock.sendall(post(b"/v1/completions", STREAM_BODY))
         answer = Reader(sock).answer()
@@ -426,10 +438,8 @@ def test_buffers_are_bounded_and_a_waiting_body_ends_in_503(worker: ScriptedWork
 
 
 def _send_quietly(sock: socket.socket, data: bytes) -> None:
-    try:
+    with suppress(OSError):
         sock.sendall(data)
-    except OSError:
-        pass
 
 
 def test_connections_are_bounded(worker: ScriptedWorker) -> None:

@@ -219,6 +219,4 @@ def gateway(*arguments: str, workers: Sequence[str] = (), shards: int = 2, **opt
 
 def session() -> aiohttp.ClientSession:
     """A client without limits of its own."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
-    )
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60))

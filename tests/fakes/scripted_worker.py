@@ -11,7 +11,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
 TIMEOUT_S = 10.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -99,7 +101,7 @@ class ScriptedWorker:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def __enter__(self) -> ScriptedWorker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,12 +131,8 @@ class ScriptedWorker:
             return seen
 
         session.read = recording  # type: ignore[method-assign]
-        try:
+        with suppress(OSError), sock:  # the gateway may go away, which is what some tests are about
             self.script(session)
-        except OSError:
-            pass  # the gateway went away, which is what some tests are about
-        finally:
-            sock.close()
 
     def seen(self) -> Seen:
         """The next request that arrived; waits for it."""
@@ -144,9 +142,7 @@ class ScriptedWorker:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for sock in self._sockets:
-            try:
+            with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         for thread in self._threads:
             thread.join(TIMEOUT_S)

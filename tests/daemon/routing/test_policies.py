@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pointsman.daemon.routing.policies import POLICIES, canonical, smooth_schedule
 
-fleets = st.lists(st.tuples(st.integers(-1, 50), st.sampled_from([0.5, 1.0, 2.0, 3.7])), min_size=1, max_size=12).filter(
-    lambda fleet: any(load >= 0 for load, _ in fleet)
-)
+fleets = st.lists(
+    st.tuples(st.integers(-1, 50), st.sampled_from([0.5, 1.0, 2.0, 3.7])), min_size=1, max_size=12
+).filter(lambda fleet: any(load >= 0 for load, _ in fleet))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -20,7 +20,7 @@ fleets = st.lists(st.tuples(st.integers(-1, 50), st.sampled_from([0.5, 1.0, 2.0,
 def test_only_eligible_workers_are_picked(name: str, fleet: list[tuple[int, float]], seed: int) -> None:
     loads, weights = [load for load, _ in fleet], [weight for _, weight in fleet]
     for turn in range(3):
-        assert loads[POLICIES[name](loads, weights, lambda turn=turn: turn, Random(seed))] >= 0
+        assert loads[POLICIES[name](loads, weights, count(turn).__next__, Random(seed))] >= 0
 
 
 def test_round_robin_goes_in_declaration_order() -> None:

@@ -6,7 +6,16 @@ from pointsman.daemon.routing.table import RoutingTable
 
 def worker(slot: int, *models: str, role: str = "regular") -> WorkerSpec:
     url = f"http://127.0.0.1:{9000 + slot}"
-    return WorkerSpec(id=f"w{slot}", url=url, slot=slot, address="127.0.0.1", host="127.0.0.1", port=9000 + slot, models=models, role=role)
+    return WorkerSpec(
+        id=f"w{slot}",
+        url=url,
+        slot=slot,
+        address="127.0.0.1",
+        host="127.0.0.1",
+        port=9000 + slot,
+        models=models,
+        role=role,
+    )
 
 
 def no_header(name: bytes) -> bytes | None:
