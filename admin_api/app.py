@@ -14,6 +14,7 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from pointsman.admin_api import peers
 from pointsman.admin_api.answers import answer, error_body, refusal
 from pointsman.admin_api.auth import AdminAuth, authenticator
 from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
@@ -60,7 +61,8 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         response = answer(error_body("internal error; the daemon's log has it", "INTERNAL"), status=500)
     if request.method in _CHANGES:
         # without the query: an API key may be in it
-        log("admin_request", method=request.method, path=request.path, status=response.status, peer=request.remote)
+        peer = peers.describe(request)
+        log("admin_request", method=request.method, path=request.path, status=response.status, peer=peer)
     return response
 
 

@@ -9,7 +9,6 @@ nobody guesses that way.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from pointsman.admin_api.answers import refused
+from pointsman.admin_api.peers import is_loopback
 from pointsman.admin_api.tokens import TokenStore
 from pointsman.daemon.errors import RequestError
 from pointsman.daemon.telemetry.logs import log
@@ -62,7 +62,7 @@ class Throttle:
     def locked_for_s(self, peer: str, now: float) -> float:
         """How long the peer is not heard from now on; 0 = it is."""
         known = self._peers.get(peer)
-        if known is None or known.failures < self.LOCKED_FAILURES or _is_loopback(peer):
+        if known is None or known.failures < self.LOCKED_FAILURES or is_loopback(peer):
             return 0.0
         return max(0.0, known.last_at + self.FORGET_S - now)
 
@@ -77,13 +77,6 @@ class Throttle:
             self._peers.popitem(last=False)
         excess = min(known.failures - self.FREE_FAILURES, 16)
         return 0.0 if excess <= 0 else min(self.MAX_DELAY_S, self.FIRST_DELAY_S * 2 ** (excess - 1))
-
-
-def _is_loopback(peer: str) -> bool:
-    try:
-        return ipaddress.ip_address(peer.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 class BearerTokens:

@@ -11,7 +11,6 @@ Bodies are received here too, once, with a bound and a deadline: aiohttp has non
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
@@ -20,6 +19,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from pointsman.admin_api.answers import bad_request, refused
+from pointsman.admin_api.peers import parse_address
 from pointsman.daemon.errors import RequestError
 
 MAX_BODY_BYTES = 1 << 20
@@ -90,11 +90,10 @@ def _is_ours(host: SplitResult, allowed: frozenset[str], sockname: tuple[object,
     name = host.hostname or ""
     if name in allowed or name == "localhost":
         return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
+    address = parse_address(name)
+    if address is None:
         return False
-    return address.is_loopback or (str(address) == sockname[0] and (host.port or 80) == sockname[1])
+    return address.is_loopback or (address == parse_address(sockname[0]) and (host.port or 80) == sockname[1])
 
 
 def _authority(text: str) -> SplitResult | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.admin_api.raw import request, send
+from tests.fakes.admin_server import admin_server
 from tests.fakes.control_port import CONFIG, REFUSED_CONFIG, FakeControlPort
 
 
@@ -74,6 +78,14 @@ async def test_a_defect_of_ours_is_500_without_its_traceback_and_logged_once(
     assert "control_port.py" in lines[0]["frames"][-1]
     port.breaks_with = None
     assert (await client.get("/status")).status == 200
+
+
+def test_a_change_over_the_unix_socket_is_logged_with_the_user(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with admin_server(tmp_path) as server:
+        assert send(server.unix, request("POST", "/config/reload")).status == 200
+    assert f"uid={os.getuid()} pid={os.getpid()}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["/health", "/workers", "/nowhere", "/metrics"])

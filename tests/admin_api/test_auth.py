@@ -179,6 +179,14 @@ async def test_another_machine_is_not_heard_after_too_many(
     assert (await client.get("/status", headers=GOOD)).status == 200
 
 
+def test_loopback_is_loopback_on_every_kind_of_socket() -> None:
+    throttle = Throttle()
+    for peer in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        for _ in range(Throttle.LOCKED_FAILURES):
+            throttle.failed(peer, 0.0)
+        assert throttle.locked_for_s(peer, 1.0) == 0
+
+
 def test_the_throttle_forgets_and_is_bounded() -> None:
     throttle = Throttle()
     for number in range(Throttle.MAX_PEERS + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,34 @@ def test_health_is_guarded_too(server: AdminServer) -> None:
 
 def test_a_unix_socket_takes_any_host(server: AdminServer) -> None:
     assert send(server.unix, request("GET", "/workers", host="whatever")).status == 200
+
+
+def test_on_a_wildcard_listener_its_own_addresses_pass_and_no_others(tmp_path: Path) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        number = listener.getsockname()[1]
+        with admin_server(tmp_path, sock=listener) as server:
+            assert server.tcp[1] == number
+            own = ("127.0.0.1", number)
+            assert send(own, request("GET", "/health", host=f"127.0.0.1:{number}")).status == 200
+            assert send(own, request("GET", "/health", host=f"192.0.2.1:{number}")).status == 421
+
+
+@pytest.mark.parametrize(
+    ("host", "sockname", "is_ours"),
+    [
+        ("10.0.0.5:8701", ("10.0.0.5", 8701), True),
+        ("10.0.0.5:8701", ("::ffff:10.0.0.5", 8701, 0, 0), True),
+        ("[fe80::1]:8701", ("fe80::1%eth0", 8701, 0, 2), True),
+        ("10.0.0.5", ("10.0.0.5", 80), True),
+        ("10.0.0.5:8702", ("10.0.0.5", 8701), False),
+        ("10.0.0.5", ("10.0.0.5", 8701), False),
+        ("10.0.0.6:8701", ("10.0.0.5", 8701), False),
+    ],
+)
+def test_the_address_that_was_connected_to_is_ours(host: str, sockname: tuple[object, ...], is_ours: bool) -> None:
+    parts = guard._authority(host)
+    assert parts is not None
+    assert guard._is_ours(parts, frozenset(), sockname) is is_ours
 
 
 # --- browsers

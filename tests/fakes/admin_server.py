@@ -1,8 +1,12 @@
-"""The real admin API over a fake control port, on real sockets, in a thread: for raw clients and for the commands."""
+"""The real admin API over a fake control port, on real sockets, for raw clients and for the commands.
+
+In a thread, on the event loop that control runs on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from aiohttp import web
 
 from pointsman.admin_api.app import build_app
@@ -39,9 +44,10 @@ def admin_server(
     auth: AdminAuth | None = None,
     host_names: Collection[str] = (),
     port: FakeControlPort | None = None,
+    sock: socket.socket | None = None,
     **runner_options: Any,
 ) -> Iterator[AdminServer]:
-    """A unix socket that trusts everybody, and TCP with `auth` (default: trusts everybody too)."""
+    """A unix socket that trusts everybody, and TCP (or `sock`) with `auth` (default: trusts everybody too)."""
     control = port or FakeControlPort()
     path = folder / "admin.sock"
     started: Future[tuple[tuple[str, int], Callable[[], object]]] = Future()
@@ -53,7 +59,7 @@ def admin_server(
         unix = AdminRunner(build_app(control, auth=Trusting()), **runner_options)
         for runner in (tcp, unix):
             await runner.setup()
-        await web.TCPSite(tcp, "127.0.0.1", 0).start()
+        await (web.SockSite(tcp, sock) if sock else web.TCPSite(tcp, "127.0.0.1", 0)).start()
         await web.UnixSite(unix, str(path)).start()
         host, number = tcp.addresses[0][:2]
         started.set_result(((host, number), lambda: loop.call_soon_threadsafe(stopped.set)))
@@ -61,7 +67,7 @@ def admin_server(
         for runner in (tcp, unix):
             await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread = threading.Thread(target=lambda: uvloop.run(serve()), daemon=True)
     thread.start()
     address, stop = started.result(TIMEOUT_S)
     try:
