@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import uvloop
 
@@ -42,7 +44,7 @@ def _inherit(arguments: argparse.Namespace) -> Inherited:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> NoReturn:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     die_with_parent(signal.SIGKILL)
     name_process("pointsman-ctl")
@@ -53,12 +55,13 @@ def main(argv: list[str] | None = None) -> int:
         set_level(inherited.settings.log_level)
         state = WorkerState(Path(inherited.settings.state_dir))
         state.lock()
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(run(inherited, state))
+        code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(inherited, state))
     except Exception as error:  # noqa: BLE001 - tell the supervisor that trying again is useless
         log("control_boot_failed", level="error", reason=str(error) or repr(error))
-        return EXIT_BOOT_FAILED
+        code = EXIT_BOOT_FAILED
+    # All is stopped and on disk. Closing the loop would wait for threads: a resolver or a disk that hangs.
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,6 +14,9 @@ from pointsman.admin_api.server import AdminRunner
 from pointsman.admin_api.tokens import open_tokens
 from pointsman.config.settings import Settings
 
+SHUTDOWN_S = 0.5
+"""for answers under way; whoever waits for a generation has been told by then"""
+
 
 class AdminServers:
     def __init__(self, runners: Sequence[web.AppRunner]) -> None:
@@ -38,7 +41,7 @@ async def serve(port: ControlPort, settings: Settings, sockets: Sequence[socket.
 
 
 async def _serve(port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket]) -> web.AppRunner:
-    runner = AdminRunner(build_app(port, auth=auth))
+    runner = AdminRunner(build_app(port, auth=auth), shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock).start()

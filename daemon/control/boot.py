@@ -21,11 +21,11 @@ from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.channel import Channel
 from pointsman.daemon.control.desired import Rules, compile_snapshot, rules_in
 from pointsman.daemon.control.drain import Drainer
-from pointsman.daemon.control.publisher import Publisher
+from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
-from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, PointsmanError, RequestError
+from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, PointsmanError
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import log
@@ -67,6 +67,8 @@ class Control:
         self._vital = Tasks()
         """what runs until the end"""
         self._ended = asyncio.Event()
+        self._is_filled = asyncio.Event()
+        """from here on a reload finds what it changes, and somebody who publishes it"""
         self._stop_watching = asyncio.Event()
 
     async def run(self) -> int:
@@ -125,7 +127,8 @@ class Control:
             settings.workers_file,
             self._drainer.wake,
         )
-        self._reloader = Reloader(settings, registry, locator, rules_in(last) if last else Rules(), catalog.settle)
+        last_rules = rules_in(last) if last else Rules()
+        self._reloader = Reloader(settings, registry, locator, last_rules, catalog.settle, self._reload_soon)
         return ControlService(settings, segment, catalog, publisher, self._reloader)
 
     def _own_ports(self) -> frozenset[int]:
@@ -143,15 +146,22 @@ class Control:
         self._channel.on("drain", lambda *_: self._vital.spawn("drain", self._drain()))
         self._vital.keep("publisher", self._publisher.run)
         self._prober.track(self._registry.live())
-        try:
-            await self._publisher.publish()
-        except RequestError as error:
-            raise BootError(error.message) from None
+        self._is_filled.set()
+        await self._publish_first()
         self._background.keep("probes", self._prober.run)
         self._background.keep("slots", self._drainer.run)
         self._servers = await admin.serve(service, self._settings, self._admin_sockets)
         self._channel.send(Message("ready"))
         log("control_ready", generation=self._publisher.current.generation, workers=len(self._registry.live()))
+
+    async def _publish_first(self) -> None:
+        """However long the shards take to start: whether this takes too long is for the supervisor to judge."""
+        while True:
+            try:
+                return await self._publisher.publish()
+            except NotPublished as error:
+                if error.is_final:
+                    raise BootError(error.message) from None
 
     # --- run
 
@@ -165,13 +175,21 @@ class Control:
         if not paths:
             return
         async for _changed in watch(paths, self._stop_watching):
+            await self._is_filled.wait()
             await self._reloader.reload()
+
+    def _reload_soon(self) -> None:
+        async def reload() -> None:
+            await asyncio.sleep(RETRY_S)
+            await self._reloader.reload()
+
+        self._background.spawn("reload", reload())
 
     async def _publish_found(self) -> None:
         """What a probe found out. A refusal is logged where it happens, and tried again."""
         try:
             await self._publisher.publish()
-        except RequestError:
+        except NotPublished:
             return
 
     def _slot_freed(self) -> None:

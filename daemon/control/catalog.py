@@ -61,9 +61,9 @@ class Catalog:
         if candidate.address is None:
             raise _bad_request(f"{candidate.endpoint.host} cannot be resolved")
         worker = self._registry.add(candidate)
+        self._prober.track([worker], delay_s=FIRST_PROBE_S)
         try:
             await self._save()
-            self._prober.track([worker])
             await self._prober.ask_now(worker, FIRST_PROBE_S)
             await self._publisher.publish()
         except RequestError:

@@ -1,8 +1,9 @@
 """One rollout at a time. Whoever changed something awaits `publish` and returns when all shards run with the change.
 
-Changes that arrive during a rollout share the next one. A rollout that the supervisor refuses, or does not conclude in
-time, fails those who wait for it; what they wanted is still wanted, so it is tried again every second, unless they
-took it back meanwhile (then it compiles to what is current, and nothing happens).
+Changes that arrive during a rollout share the next one. A rollout that is refused, or not concluded in time, fails
+those who wait for it; what they wanted is still wanted, so it is tried again every second, unless they took it back
+meanwhile (then it compiles to what is current, and nothing happens). A refusal is the shards' own only when no earlier
+rollout is open: the supervisor refuses a second one, too.
 """
 
 from __future__ import annotations
@@ -29,9 +30,22 @@ DEADLINE_S = 5.0
 RETRY_S = 1.0
 
 
-def not_published(reason: str) -> RequestError:
-    message = f"the shards did not take the new configuration: {reason}"
-    return RequestError(503, "NOT_PUBLISHED", message, fault=Fault.GATEWAY, type="server_error", retryable=True)
+class NotPublished(RequestError):
+    """The shards do not run with the change (yet)."""
+
+    __slots__ = ("is_final",)
+
+    def __init__(self, reason: str, *, is_final: bool) -> None:
+        """`is_final`: the shards cannot load it; trying again will not help."""
+        message = f"the shards did not take the new configuration: {reason}"
+        super().__init__(
+            503, "NOT_PUBLISHED", message, fault=Fault.GATEWAY, type="server_error", retryable=not is_final
+        )
+        self.is_final = is_final
+
+
+def _stopping() -> NotPublished:
+    return NotPublished("the daemon is stopping", is_final=False)
 
 
 class Publisher:
@@ -53,9 +67,9 @@ class Publisher:
         channel.on("refused", lambda message, _: self._on_answer(message, message.reason or "refused"))
 
     async def publish(self) -> None:
-        """Returns when a generation that contains all that is wanted now is current. Raises RequestError 503."""
+        """Returns when a generation that contains all that is wanted now is current. Raises NotPublished."""
         if self._is_stopped:
-            raise not_published("the daemon is stopping")
+            raise _stopping()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._wake.set()
@@ -68,11 +82,11 @@ class Publisher:
             waiters, self._waiters = self._waiters, []
             try:
                 await self._roll_out()
-            except RequestError as error:
+            except NotPublished as error:
                 _settle(waiters, error)
                 asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
             except BaseException:
-                _settle(waiters, not_published("the publisher failed"))
+                _settle(waiters, NotPublished("the publisher failed", is_final=False))
                 raise
             else:
                 _settle(waiters, None)
@@ -80,17 +94,20 @@ class Publisher:
     def stop(self) -> None:
         """Whoever still waits is told so."""
         self._is_stopped = True
-        _settle(self._waiters, not_published("the daemon is stopping"))
+        _settle(self._waiters, _stopping())
 
     async def _roll_out(self) -> None:
         wanted = self._compile()
         if self.current.generation and is_same_content(wanted, self.current):
             return
         self._number = max(self._number, self._segment.generation) + 1
+        is_alone = not self._sent
         refusal = await self._ask(replace(wanted, generation=self._number))
-        if refusal is not None:
-            log("generation_refused", level="error", generation=self._number, reason=refusal)
-            raise not_published(refusal)
+        if refusal is None:
+            return
+        log("generation_refused", level="error", generation=self._number, reason=refusal)
+        is_undecided = self._number in self._sent
+        raise NotPublished(refusal, is_final=is_alone and not is_undecided and not self._segment.is_draining)
 
     async def _ask(self, snapshot: Snapshot) -> str | None:
         self._answer = asyncio.get_running_loop().create_future()
@@ -100,7 +117,7 @@ class Publisher:
             self._channel.send(Message("publish", snapshot.generation), fd)
         except BlockingIOError:
             del self._sent[snapshot.generation]
-            return "the supervisor is busy"
+            raise NotPublished("the supervisor is busy", is_final=False) from None
         finally:
             os.close(fd)
         try:

@@ -1,8 +1,11 @@
 """One reload: files -> rules and registry -> one generation. A watch, SIGHUP and the admin API all come here.
 
 Each file is a transaction of its own (a bad workers file does not hold up good profiles), and what all good files say
-is published together. A bad file leaves its last good content in force, whole. When the shards refuse a generation,
-its profiles are taken back; workers are not: they cannot be the reason, and the publisher tries again.
+is published together. A bad file leaves its last good content in force, whole.
+
+When the shards cannot load a generation, its profiles are taken back; workers are not: they cannot be the reason, and
+the publisher tries again. A rollout that is only late (a shard hangs and is being replaced) takes nothing back: another
+reload follows, to say so when it is done.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from pointsman.config.load import DeclaredWorker
 from pointsman.config.settings import Settings
 from pointsman.daemon.control import files
 from pointsman.daemon.control.desired import Rules, rules_of
-from pointsman.daemon.errors import ConfigError, ConfigErrors, RequestError
+from pointsman.daemon.control.publisher import NotPublished
+from pointsman.daemon.errors import ConfigError, ConfigErrors
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.locate import Locator, declared
 from pointsman.daemon.workers.registry import Changes, Registry, SlotsExhausted
@@ -29,11 +33,14 @@ class Reloader:
         locator: Locator,
         rules: Rules,
         settle: Callable[[Changes], Awaitable[None]],
+        again: Callable[[], None],
     ) -> None:
+        """`settle` publishes, or raises NotPublished; `again` makes another reload happen soon."""
         self._settings = settings
         self._registry = registry
         self._locator = locator
         self._settle = settle
+        self._again = again
         self._lock = asyncio.Lock()
         self._baseline: Mapping[str, object] = {}
         self.rules = rules
@@ -67,9 +74,12 @@ class Reloader:
             changes = await self._take(reading)
             try:
                 await self._settle(changes)
-            except RequestError as error:
-                self.rules = last_rules
+            except NotPublished as error:
                 reading.errors.append(ConfigError("reload", error.message))
+                if error.is_final:
+                    self.rules = last_rules
+                else:
+                    self._again()
             self._record(reading)
 
     async def _take(self, reading: files.Reading) -> Changes:

@@ -75,7 +75,9 @@ class ProbeClient:
             raise ProbeFailed(f"no answer within {self.timeout_s:g} s") from None
         except aiohttp.ClientConnectorCertificateError as error:
             raise ProbeFailed(f"certificate refused: {error.certificate_error}") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except ProbeFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - boundary: whatever a worker does to the client is its failure
             raise _mapped(error) from None
 
     async def models(self, worker: Worker) -> tuple[str, ...]:

@@ -75,14 +75,14 @@ class Prober:
         patient = self._patients.get(worker.id)
         return patient.health if patient else None
 
-    def track(self, workers: list[Worker]) -> None:
-        """From now on; a worker that a former control process knew keeps its status."""
+    def track(self, workers: list[Worker], delay_s: float = 0.0) -> None:
+        """From now on, the first probe after `delay_s`; one that a former control process knew keeps its status."""
         for position, worker in enumerate(workers):
             status = self._segment.status(worker.slot)
             if status not in (STATUS_UP, STATUS_DOWN):
                 status = STATUS_PENDING
                 self._segment.set_status(worker.slot, STATUS_PENDING)
-            first = self._now() + position * START_SPREAD_S
+            first = self._now() + delay_s + position * START_SPREAD_S
             self._patients[worker.id] = Patient(worker, Health(self._pace, status, next_probe=first))
 
     def forget(self, worker: Worker) -> None:
@@ -91,7 +91,9 @@ class Prober:
 
     async def ask_now(self, worker: Worker, timeout_s: float) -> None:
         """The first probe of a tracked worker, models included, as far as `timeout_s` reaches."""
-        patient = self._patients[worker.id]
+        patient = self._patients.get(worker.id)
+        if patient is None or patient.is_asked:  # removed meanwhile, or the turn came first
+            return
         patient.is_asked = True
         try:
             async with asyncio.timeout(timeout_s):

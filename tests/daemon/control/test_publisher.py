@@ -11,8 +11,7 @@ from pointsman.config.snapshot import Snapshot
 from pointsman.daemon import leash
 from pointsman.daemon.control import publisher as module
 from pointsman.daemon.control.channel import Channel
-from pointsman.daemon.control.publisher import Publisher
-from pointsman.daemon.errors import RequestError
+from pointsman.daemon.control.publisher import NotPublished, Publisher
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm.segment import Segment
 
@@ -115,9 +114,9 @@ async def test_a_refusal_reaches_the_caller_and_is_tried_again_under_a_new_numbe
     caller = bench.publish("random")
     await bench.asked()
     bench.say("refused", 1)
-    with pytest.raises(RequestError, match="because") as error:
+    with pytest.raises(NotPublished, match="because") as error:
         await caller
-    assert (error.value.status, error.value.code) == (503, "NOT_PUBLISHED")
+    assert (error.value.status, error.value.code, error.value.is_final) == (503, "NOT_PUBLISHED", True)
     assert bench.publisher.current.generation == 0
     assert (await bench.asked()).generation == 2
     bench.say("published", 2)
@@ -133,7 +132,7 @@ async def test_what_was_taken_back_is_not_tried_again(bench: Bench) -> None:
     second = bench.publish("round_robin")
     await bench.asked()
     bench.say("refused", 2)
-    with pytest.raises(RequestError):
+    with pytest.raises(NotPublished):
         await second
     await bench.publish("random")
     assert bench.is_silent()
@@ -146,8 +145,16 @@ async def test_a_silent_supervisor_has_a_deadline_and_its_late_answer_still_coun
     monkeypatch.setattr(module, "RETRY_S", 60)
     caller = bench.publish("random")
     await bench.asked()
-    with pytest.raises(RequestError, match="no answer"):
+    with pytest.raises(NotPublished, match="no answer") as error:
         await caller
+    assert not error.value.is_final
+    monkeypatch.setattr(module, "DEADLINE_S", 5)
+    second = bench.publish("random")
+    await bench.asked()
+    bench.say("refused", 2)  # as the supervisor does while the first is open
+    with pytest.raises(NotPublished, match="because") as error:
+        await second
+    assert not error.value.is_final
     bench.say("published", 1)
     await bench.publish("random")
     assert bench.publisher.current.generation == 1
@@ -168,9 +175,9 @@ async def test_a_stopped_publisher_tells_those_who_wait(bench: Bench) -> None:
     second = bench.publish("round_robin")
     await asyncio.sleep(0)
     bench.publisher.stop()
-    with pytest.raises(RequestError, match="stopping"):
+    with pytest.raises(NotPublished, match="stopping"):
         await second
-    with pytest.raises(RequestError, match="stopping"):
+    with pytest.raises(NotPublished, match="stopping"):
         await bench.publisher.publish()
     bench.say("published", 1)
     await first

@@ -145,6 +145,20 @@ async def test_a_url_is_added_once(daemon: Supervisor) -> None:
         assert (status, body["code"]) == (409, "WORKER_ALREADY_EXISTS")
 
 
+async def test_a_worker_that_is_removed_while_it_is_added_leaves_no_trace(daemon: Supervisor) -> None:
+    async with engine(is_silent=True) as worker, engine() as other:
+        add = asyncio.create_task(daemon.call("POST", "/workers", {"url": worker.url}))
+        await until(lambda: worker.requests)
+        (view,) = await daemon.workers()
+        assert (await daemon.call("DELETE", f"/workers/{view['id']}"))[0] == 202
+        await daemon.workers_become(lambda workers: not workers, "draining")
+        assert (await daemon.add(other.url))["status"] == "ready"  # in the same slot
+        worker.is_silent = False
+        assert (await add)[0] == 409
+        assert daemon.segment.status(daemon.current.workers[0].slot) == STATUS_UP
+        assert [one["url"] for one in await daemon.workers()] == [other.url]
+
+
 async def test_a_patch_is_published(daemon: Supervisor) -> None:
     async with engine() as worker:
         view = await daemon.add(worker.url, labels={"a": "b"})

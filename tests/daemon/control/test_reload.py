@@ -1,0 +1,100 @@
+"""One reload, with a publication that succeeds, fails, or is late."""
+
+import asyncio
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from pointsman.config.settings import Settings
+from pointsman.daemon.control.desired import Rules
+from pointsman.daemon.control.publisher import NotPublished
+from pointsman.daemon.control.reload import Reloader
+from pointsman.daemon.workers.address import rules
+from pointsman.daemon.workers.locate import Locator
+from pointsman.daemon.workers.registry import Changes, Registry
+from tests.daemon.control.harness import write
+
+
+class Bench:
+    def __init__(self, directory: Path, slots: int = 2) -> None:
+        self.profiles = write(directory / "profiles.json", {"profiles": {"one": {}}})
+        self.workers = write(directory / "workers.json", {"workers": []})
+        settings = Settings(
+            runtime_dir="", state_dir="", profiles_file=str(self.profiles), workers_file=str(self.workers)
+        )
+        numbers = count()
+        self.registry = Registry(slots, lambda: str(next(numbers)), str(self.workers))
+        locator = Locator(rules(settings.worker_networks, frozenset()), self.registry.pinned)
+        self.failure: NotPublished | None = None
+        self.settled: list[Changes] = []
+        self.agains = 0
+        self.reloader = Reloader(settings, self.registry, locator, Rules(), self.settle, self.again)
+
+    async def settle(self, changes: Changes) -> None:
+        self.settled.append(changes)
+        if self.failure is not None:
+            raise self.failure
+
+    def again(self) -> None:
+        self.agains += 1
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def test_a_final_refusal_takes_the_profiles_back_but_not_the_workers(bench: Bench) -> None:
+    await bench.reloader.start(0)
+    bench.failure = NotPublished("shard 0: cannot", is_final=True)
+    write(bench.profiles, {"profiles": {"two": {}}})
+    write(bench.workers, {"workers": [{"url": "http://10.0.0.1:8000"}]})
+    await bench.reloader.reload()
+    assert list(bench.reloader.rules.profiles) == ["one"]
+    assert len(bench.registry.live()) == 1
+    assert not bench.reloader.is_ok
+    assert bench.agains == 0
+
+
+async def test_a_late_rollout_takes_nothing_back_and_is_looked_at_again(bench: Bench) -> None:
+    await bench.reloader.start(0)
+    bench.failure = NotPublished("no answer", is_final=False)
+    write(bench.profiles, {"profiles": {"two": {}}})
+    await bench.reloader.reload()
+    assert list(bench.reloader.rules.profiles) == ["two"]
+    assert not bench.reloader.is_ok
+    assert bench.agains == 1
+    bench.failure = None
+    await bench.reloader.reload()
+    assert bench.reloader.is_ok
+
+
+async def test_too_many_workers_wait_for_slots(bench: Bench) -> None:
+    urls = [{"url": f"http://10.0.0.{number}:8000"} for number in range(1, 5)]
+    write(bench.workers, {"workers": urls[:2]})
+    await bench.reloader.reload()
+    write(bench.workers, {"workers": urls[2:]})
+    await bench.reloader.reload()
+    assert bench.reloader.lacks_slots
+    assert "max_workers is 2" in str(bench.reloader.errors[0])
+    assert [worker.url for worker in bench.registry.live()] == [one["url"] for one in urls[:2]]
+    write(bench.workers, {"workers": [{"url": "http://10.0.0.1:8000", "weight": 2}]})
+    await bench.reloader.reload()
+    assert bench.reloader.is_ok
+    assert [worker.declared.weight for worker in bench.registry.live()] == [2]
+
+
+async def test_reloads_take_turns(bench: Bench) -> None:
+    running = 0
+
+    async def settle(_changes: Changes) -> None:
+        nonlocal running
+        running += 1
+        await asyncio.sleep(0)
+        assert running == 1
+        running -= 1
+
+    bench.reloader._settle = settle
+    await asyncio.gather(*(bench.reloader.reload() for _ in range(10)))
+    assert bench.reloader.is_ok
