@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from pointsman.daemon.routing.paths import FORM_PATHS, JSON_PATHS
 from pointsman.daemon.telemetry.series import ROUTES
 
 
@@ -32,24 +33,6 @@ class Route:
         return b", ".join(self.methods).decode()
 
 
-JSON_PATHS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/rerank",
-    "/rerank",
-    "/v2/rerank",
-    "/v1/score",
-    "/score",
-    "/pooling",
-    "/generate",
-    "/v1/classify",
-    "/tokenize",
-    "/detokenize",
-)
-FORM_PATHS = ("/v1/audio/transcriptions",)
 INFO_PATHS = ("/get_model_info", "/get_server_info", "/version")
 LOCAL_PATHS = ("/health", "/liveness", "/readiness", "/v1/models")
 MODELS_PREFIX = b"/v1/models/"

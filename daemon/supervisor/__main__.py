@@ -36,9 +36,9 @@ def _control(segment: Segment, settings_fd: int, sockets: list[socket.socket]) -
 
 
 def _bound(settings: Settings, data: list[socket.socket], admin: list[socket.socket]) -> Settings:
-    """The settings with the ports that were really bound (0 asks for any)."""
-    port = data[0].getsockname()[1]
-    return msgspec.structs.replace(settings, port=port, admin_listen=tuple(map(listeners.describe, admin)))
+    """The settings with the ports that were really bound (0 asks for any); names stay as they were given."""
+    listen = tuple(map(listeners.with_bound_port, settings.admin_listen, admin))
+    return msgspec.structs.replace(settings, port=data[0].getsockname()[1], admin_listen=listen)
 
 
 def run(settings: Settings) -> int:
@@ -49,7 +49,7 @@ def run(settings: Settings) -> int:
         admin += (listeners.admin_socket(where) for where in settings.admin_listen)
     except listeners.ListenError as error:
         print(f"pointsman: {error}", file=sys.stderr)
-        listeners.remove_unix_sockets(tuple(map(listeners.describe, admin)))
+        listeners.remove_unix_sockets(settings.admin_listen[: len(admin)])
         return EXIT_UNAVAILABLE
     settings = _bound(settings, data, admin)
     settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))

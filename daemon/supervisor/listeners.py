@@ -129,10 +129,14 @@ def remove_unix_sockets(addresses: tuple[str, ...]) -> None:
             Path(where.removeprefix("unix:")).unlink(missing_ok=True)
 
 
+def with_bound_port(where: str, sock: socket.socket) -> str:
+    """`where` as it was configured, with the port that `sock` really has."""
+    if where.startswith("unix:"):
+        return where
+    return f"{where.rpartition(':')[0]}:{sock.getsockname()[1]}"
+
+
 def describe(sock: socket.socket) -> str:
-    """`unix:PATH` or `HOST:PORT` as it is really bound."""
-    name = sock.getsockname()
-    if isinstance(name, str):
-        return f"unix:{name}"
-    host, port = name[:2]
+    """HOST:PORT as it is really bound."""
+    host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

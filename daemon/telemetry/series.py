@@ -5,7 +5,7 @@ there, so there is no lock. The table is append-only: a pair's key is stored onc
 stays for the life of the daemon. A shard that takes over a dead one's row finds its keys there and counts on. A reader
 walks from the start to the first empty key; a pair whose key is there but not yet its count reads as 0.
 
-This module is on the request path: it imports nothing but the layout.
+This module is on the request path: it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pointsman.daemon.routing.paths import FORM_PATHS, JSON_PATHS
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.layout import (
     BUCKETS_S,
@@ -24,29 +25,8 @@ from pointsman.daemon.shm.layout import (
 )
 from pointsman.daemon.shm.segment import Segment
 
-ROUTES: tuple[str, ...] = (
-    "other",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/rerank",
-    "/rerank",
-    "/v2/rerank",
-    "/v1/score",
-    "/score",
-    "/pooling",
-    "/generate",
-    "/v1/classify",
-    "/tokenize",
-    "/detokenize",
-    "/v1/audio/transcriptions",
-    "models",
-    "probe",
-    "extra",
-)
-"""Label `route` by index. Only ever append: a running shard and its successor must agree."""
+ROUTES: tuple[str, ...] = ("other", *JSON_PATHS, *FORM_PATHS, "models", "probe", "extra")
+"""Label `route` by index."""
 
 RESERVED_PAIRS = 512
 """The last pairs of a table are kept for model 0 ("other"), so that a flood of models still counts every request."""
