@@ -19,5 +19,6 @@ with it: its successor gets the last snapshot from the supervisor and keeps ids,
     publisher  one rollout at a time, bursts coalesced              desired    registry + rules -> Snapshot (pure)
     files      what is on disk, read in one go                      reload     files -> registry and rules
     catalog    the admin API's view of the workers                  service    the admin API's port
+    restore    the registry at the start                            views      what is shown (pure)
     drain      slots of removed workers                             admin      servers on the inherited sockets
 """

@@ -36,7 +36,8 @@ from pointsman.daemon.workers.prober import Prober, Surroundings
 from pointsman.daemon.workers.registry import Registry
 from pointsman.daemon.workers.state import WorkerState
 
-HEARTBEAT_S = 0.25
+PULSE_S = 0.1
+"""heartbeat, and the prober's turn; one timer for both, because an idle daemon's cost is its wake-ups"""
 WELCOME_S = 10.0
 
 
@@ -66,6 +67,7 @@ class Control:
         """what a drain stops"""
         self._vital = Tasks()
         """what runs until the end"""
+        self._is_probing = False
         self._ended = asyncio.Event()
         self._is_filled = asyncio.Event()
         """from here on a reload finds what it changes, and somebody who publishes it"""
@@ -75,7 +77,7 @@ class Control:
         """Until SIGTERM; returns the exit code. Raises PointsmanError when it cannot start."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ended.set)
-        self._vital.keep("heartbeat", self._beat)
+        self._pulse()
         self._channel.open()
         client = ProbeClient.open(self._settings.health_timeout_s)
         try:
@@ -148,7 +150,7 @@ class Control:
         self._prober.track(self._registry.live())
         self._is_filled.set()
         await self._publish_first()
-        self._background.keep("probes", self._prober.run)
+        self._is_probing = True
         self._background.keep("slots", self._drainer.run)
         self._servers = await admin.serve(service, self._settings, self._admin_sockets)
         self._channel.send(Message("ready"))
@@ -165,10 +167,16 @@ class Control:
 
     # --- run
 
-    async def _beat(self) -> None:
-        while True:
-            self._segment.beat(self._segment.layout.control)
-            await asyncio.sleep(HEARTBEAT_S)
+    def _pulse(self) -> None:
+        asyncio.get_running_loop().call_later(PULSE_S, self._pulse)
+        self._segment.beat(self._segment.layout.control)
+        if not self._is_probing:
+            return
+        try:
+            self._prober.turn()
+        except Exception as error:  # noqa: BLE001 - in a timer nobody else would notice
+            self._is_probing = False
+            self._vital.give_up("probes", error)
 
     async def _watch(self) -> None:
         paths = [Path(path) for path in files.paths(self._settings).values() if path is not None]
@@ -204,6 +212,7 @@ class Control:
 
     async def _drain(self) -> None:
         """The daemon is stopping: no probes, no reloads, no new generations; the admin API goes on answering."""
+        self._is_probing = False
         self._publisher.stop()
         self._stop_watching.set()
         await self._background.stop()

@@ -62,7 +62,11 @@ class Tasks:
                 return
             failures.append(time.monotonic())
             if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < FAILURE_WINDOW_S:
-                if not self.gave_up.done():
-                    self.gave_up.set_result(name)
+                self.give_up(name, "fails again and again")
                 return
             await asyncio.sleep(RESTART_PAUSE_S)
+
+    def give_up(self, name: str, reason: object) -> None:
+        log("task_given_up", level="error", task=name, reason=repr(reason))
+        if not self.gave_up.done():
+            self.gave_up.set_result(name)

@@ -1,8 +1,8 @@
 """Asks the workers whether they are up, and tells shared memory.
 
-One turn every 100 ms: take note of what shards found out by themselves, start the probes that are due. Each worker is
-asked by at most one probe at a time. A worker whose name does not resolve yet is "asked" by resolving it. Models that
-nobody declared are asked for when a worker comes up and every 30 s from then on.
+`turn`, called every 100 ms, takes note of what shards found out by themselves and starts the probes that are due. Each
+worker is asked by at most one probe at a time. A worker whose name does not resolve yet is "asked" by resolving it.
+Models that nobody declared are asked for when a worker comes up and every 30 s from then on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pointsman.daemon.workers.health import Health, Pace
 from pointsman.daemon.workers.probe import ProbeClient, ProbeFailed
 from pointsman.daemon.workers.registry import Worker
 
-TURN_S = 0.1
 DISCOVERY_INTERVAL_S = 30.0
 START_SPREAD_S = 0.004
 """between the first probes of workers that are declared together"""
@@ -104,15 +103,13 @@ class Prober:
         finally:
             patient.is_asked = False
 
-    async def run(self) -> None:
-        while True:
-            now = self._now()
-            for patient in list(self._patients.values()):
-                self._heed_shards(patient, now)
-                if not patient.is_asked and now >= patient.health.next_probe:
-                    patient.is_asked = True
-                    self._around.spawn(f"probe {patient.worker.url}", self._probe(patient))
-            await asyncio.sleep(TURN_S)
+    def turn(self) -> None:
+        now = self._now()
+        for patient in list(self._patients.values()):
+            self._heed_shards(patient, now)
+            if not patient.is_asked and now >= patient.health.next_probe:
+                patient.is_asked = True
+                self._around.spawn(f"probe {patient.worker.url}", self._probe(patient))
 
     def _heed_shards(self, patient: Patient, now: float) -> None:
         health = patient.health
