@@ -401,11 +401,7 @@ class Exchange:
     def _own_headers(self) -> bytes:
         upstream, plan = self.upstream, self.plan
         assert upstream is not None
-        head = b"X-Request-Id: %b\r\n%bX-Pointsman-Generation: %d\r\n" % (
-            self.request.request_id,
-            upstream.pool.identity,
-            self.table.generation,
-        )
+        head = b"X-Request-Id: %b\r\n%b" % (self.request.request_id, upstream.pool.identity(self.table.generation))
         if plan is None or plan.profile == NO_PROFILE:
             return head
         return b"%bX-Pointsman-Profile: %b\r\n" % (head, plan.profile.encode("latin-1", "replace"))

@@ -27,7 +27,7 @@ class State(IntEnum):
 
 MAX_LINE = 4096
 MAX_TRAILERS = 16384
-_LENGTH, _CLOSE, _CHUNK_SIZE, _CHUNK_DATA, _CHUNK_END, _TRAILER, _DONE = State
+_LENGTH, _CLOSE, _CHUNK_SIZE, _CHUNK_DATA, _CHUNK_END, _TRAILER, DONE = State
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -37,18 +37,20 @@ class BodyFraming:
     `tail` holds the last payload bytes (up to 4): enough to know whether an SSE line or event is open.
     """
 
-    __slots__ = ("_line", "_trailer_bytes", "left", "state", "tail")
+    __slots__ = ("_last", "_line", "_tail", "_trailer_bytes", "left", "state")
 
     def __init__(self, state: State, length: int = 0) -> None:
-        self.state = _DONE if state == _LENGTH and length == 0 else state
+        self.state = DONE if state == _LENGTH and length == 0 else state
         self.left = length
-        self.tail = b""
+        self._tail = b""
+        self._last: tuple[bytes, int, int] = (b"", 0, 0)
+        """the last payload read: where it lies, so that `tail` costs nothing until somebody asks"""
         self._line = b""
         self._trailer_bytes = 0
 
     @property
     def is_done(self) -> bool:
-        return self.state is _DONE
+        return self.state is DONE
 
     @property
     def is_between_chunks(self) -> bool:
@@ -57,6 +59,20 @@ class BodyFraming:
     @property
     def ends_with_connection(self) -> bool:
         return self.state is _CLOSE
+
+    @property
+    def tail(self) -> bytes:
+        """The last payload bytes (up to 4): enough to know whether an SSE line or event is open."""
+        data, start, end = self._last
+        return (self._tail + data[max(start, end - 4) : end])[-4:]
+
+    def _take(self, data: bytes, start: int, end: int, pieces: list[bytes] | None) -> None:
+        """`data[start:end]` is payload."""
+        if end - start < 4:  # too short to stand for the tail alone
+            self._tail = self.tail
+        self._last = (data, start, end)
+        if pieces is not None:
+            pieces.append(data[start:end])
 
     def spoil(self) -> None:
         """After a FramingError nobody knows which of the bytes the client has: it counts as inside a chunk."""
@@ -68,56 +84,36 @@ class BodyFraming:
         Payload is appended to `pieces` where given. Raises FramingError.
         """
         size = len(data)
-        payload_start = payload_end = 0
         while position < size:
             state = self.state
             if state is _CHUNK_SIZE:
-                # a whole chunk in one read, which is what a streaming engine writes, without a call
+                # a whole chunk in one read, which is what a streaming engine writes, without further calls
                 start = data.find(b"\r\n", position, position + 10) + 2
-                if start > 2 and not self._line:
-                    line = data[position : start - 2]
-                    if line and _HEX.issuperset(line) and (length := int(line, 16)):
-                        end = start + length
-                        if data[end : end + 2] == b"\r\n":
-                            if pieces is not None:
-                                pieces.append(data[start:end])
-                            if payload_end and length < 4:
-                                self._note_tail(data, payload_start, payload_end)
-                            payload_start, payload_end = start, end
-                            position = end + 2
-                            continue
+                line = data[position : start - 2] if start > 2 and not self._line else b""
+                if line and _HEX.issuperset(line) and (length := int(line, 16)):
+                    end = start + length
+                    if data[end : end + 2] == b"\r\n":
+                        self._take(data, start, end, pieces)
+                        position = end + 2
+                        continue
                 position = self._read_size(data, position)
             elif state is _CHUNK_DATA or state is _LENGTH:
-                end = position + self.left
-                if end > size:
-                    end = size
+                end = min(position + self.left, size)
+                self._take(data, position, end, pieces)
                 self.left -= end - position
-                if pieces is not None:
-                    pieces.append(data[position:end])
-                if payload_end and end - position < 4:
-                    self._note_tail(data, payload_start, payload_end)
-                payload_start, payload_end = position, end
                 position = end
                 if self.left == 0:
-                    self.state = _CHUNK_END if state is _CHUNK_DATA else _DONE
+                    self.state = _CHUNK_END if state is _CHUNK_DATA else DONE
             elif state is _CHUNK_END:
                 position = self._read_chunk_end(data, position)
             elif state is _TRAILER:
                 position = self._read_trailer(data, position)
             elif state is _CLOSE:
-                if pieces is not None:
-                    pieces.append(data[position:])
-                payload_start, payload_end = position, size
+                self._take(data, position, size, pieces)
                 position = size
             else:
                 break
-        if payload_end:
-            self._note_tail(data, payload_start, payload_end)
         return position
-
-    def _note_tail(self, data: bytes, start: int, end: int) -> None:
-        piece = data[max(start, end - 4) : end]
-        self.tail = piece if len(piece) == 4 else (self.tail + piece)[-4:]
 
     def _take_line(self, data: bytes, position: int) -> tuple[bytes | None, int]:
         """(the line without CRLF, or None when it is not complete yet; position after what was consumed)."""
@@ -170,7 +166,7 @@ class BodyFraming:
         if line is None:
             return position
         if not line:
-            self.state = _DONE
+            self.state = DONE
         self._trailer_bytes += len(line)
         if self._trailer_bytes > MAX_TRAILERS:
             raise FramingError("the trailers are too long")

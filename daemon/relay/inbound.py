@@ -24,11 +24,16 @@ _SPECIAL = HOP_BY_HOP | {
     b"host",
     b"x-request-id",
 }
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\r\n")
 """llhttp lets no CR or LF into a value, so complete lines can be searched at once"""
-_BAD_TARGET = re.compile(rb"[\x00-\x20\x7f#]")
+_BAD_IN_TARGET = bytes((*range(0x21), 0x7F)) + b"#"
 _PLAIN_CONNECTION = ((b"keep-alive",), (b"close",))
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def _holds(text: bytes, any_of: bytes) -> bool:
+    """Whether one of the bytes is in `text`; deleting them is the quickest way to look (a tenth of a regex)."""
+    return len(text.translate(None, any_of)) != len(text)
 
 
 class Inbound:
@@ -135,7 +140,7 @@ class Inbound:
             raise malformed_http("the Host header is missing")
         self.has_body = has_encoding or self.content_length is not None
         self._passing = b"".join(passing)
-        if _CONTROL.search(self._passing) or (host and _CONTROL.search(host)):
+        if _holds(self._passing, _CONTROLS) or (host and _holds(host, _CONTROLS)):
             raise malformed_http("a header value holds a control character")
 
     def _read_rarer(self, key: bytes, value: bytes) -> None:
@@ -155,7 +160,7 @@ class Inbound:
         target = self.target
         if not target.startswith(b"/"):
             target = self.target = self._origin_form(target)
-        if _BAD_TARGET.search(target):
+        if _holds(target, _BAD_IN_TARGET):
             raise malformed_http("bad request target")
         self.path = target.partition(b"?")[0]
 

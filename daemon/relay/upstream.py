@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from pointsman.config.snapshot import WorkerSpec
-from pointsman.daemon.relay.framing import BodyFraming, FramingError
+from pointsman.daemon.relay.framing import DONE, BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
 from pointsman.daemon.shm import layout as at
 
@@ -80,7 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self.framing.spoil()
             exchange.answer_broken(str(error))
             return
-        if framing.is_done:
+        if framing.state is DONE:
             self._message_done(exchange, has_surplus=end < len(data))
 
     def _head_received(self, exchange: Exchange, data: bytes) -> None:
@@ -157,7 +157,14 @@ class UpstreamPool:
         self.authority = _authority(worker)
         self.base_path = worker.base_path.encode()
         self.authorization = None if worker.api_key is None else b"Bearer " + worker.api_key.encode()
-        self.identity = b"X-Pointsman-Worker: %b\r\n" % worker.id.encode()
+        self._worker_line = b"X-Pointsman-Worker: %b\r\n" % worker.id.encode()
+        self._identity = (-1, b"")
+
+    def identity(self, generation: int) -> bytes:
+        """The answer's header lines that say who answered, under which generation."""
+        if self._identity[0] != generation:
+            self._identity = generation, self._worker_line + b"X-Pointsman-Generation: %d\r\n" % generation
+        return self._identity[1]
 
     def take(self) -> UpstreamConnection | None:
         oldest = self.context.now() - self.context.settings.pool_idle_timeout_s
