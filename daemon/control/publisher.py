@@ -53,8 +53,7 @@ class Publisher:
         self._channel = channel
         self._segment = segment
         self._compile = compile_
-        self.current = last or Snapshot(generation=0)
-        self.published_at = time.time()
+        self._take(last or Snapshot(generation=0))
         self._number = max(self.current.generation, segment.generation)
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
@@ -128,14 +127,17 @@ class Publisher:
         finally:
             self._answer = None
 
+    def _take(self, snapshot: Snapshot) -> None:
+        self.current = snapshot
+        self.published_at = time.time()
+        self._segment.set_process(self._segment.layout.control, at.P_LOADED, snapshot.generation)
+
     def _on_answer(self, message: Message, refusal: str | None) -> None:
         snapshot = self._sent.pop(message.generation, None)
         if snapshot is None:
             return
         if refusal is None:  # also when it comes after the deadline: it is what the shards run
-            self.current = snapshot
-            self.published_at = time.time()
-            self._segment.set_process(self._segment.layout.control, at.P_LOADED, snapshot.generation)
+            self._take(snapshot)
             log("generation_published", generation=snapshot.generation, workers=len(snapshot.workers))
         if self._answer is not None and not self._answer.done() and message.generation == self._number:
             self._answer.set_result(refusal)

@@ -240,6 +240,7 @@ async def test_a_killed_control_takes_nothing_with_it(tmp_path: Path, worker: En
         await daemon.kill()
         await daemon.start()
         assert daemon.current == before  # the same content: not even a new generation
+        assert daemon.segment.process(daemon.segment.layout.control).loaded_generation == before.generation
         assert [one["status"] for one in await daemon.workers()] == ["ready"] * 3
         assert (await daemon.get(f"/workers/{kept['id']}"))["source"] == "api"
         assert daemon.segment.status(slot) == STATUS_DRAINING
