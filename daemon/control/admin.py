@@ -33,15 +33,19 @@ async def serve(port: ControlPort, settings: Settings, sockets: Sequence[socket.
     local = [sock for sock in sockets if sock.family == socket.AF_UNIX]
     remote = [sock for sock in sockets if sock.family != socket.AF_UNIX]
     if local:
-        runners.append(await _serve(port, Trusting(), local))
+        runners.append(await _serve(port, Trusting(), local, ()))
     if remote:
         auth = BearerTokens(open_tokens(settings)) if settings.admin_auth else Trusting()
-        runners.append(await _serve(port, auth, remote))
+        names = [where for where in settings.admin_listen if not where.startswith("unix:")]
+        runners.append(await _serve(port, auth, remote, names))
     return AdminServers(runners)
 
 
-async def _serve(port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket]) -> web.AppRunner:
-    runner = AdminRunner(build_app(port, auth=auth), shutdown_timeout=SHUTDOWN_S)
+async def _serve(
+    port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket], names: Sequence[str]
+) -> web.AppRunner:
+    """`names`: HOST:PORT as configured; a request by that name is as much ours as one by address."""
+    runner = AdminRunner(build_app(port, auth=auth, host_names=names), shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock).start()

@@ -150,6 +150,8 @@ class Control:
         self._prober.track(self._registry.live())
         self._is_filled.set()
         await self._publish_first()
+        if last is None:
+            await self._prober.ask_all(self._settings.health_timeout_s)
         self._is_probing = True
         self._background.keep("slots", self._drainer.run)
         self._servers = await admin.serve(service, self._settings, self._admin_sockets)

@@ -103,6 +103,10 @@ class Prober:
         finally:
             patient.is_asked = False
 
+    async def ask_all(self, timeout_s: float) -> None:
+        """One probe of every tracked worker, all at once: a daemon that says it is ready knows whom it can reach."""
+        await asyncio.gather(*(self.ask_now(patient.worker, timeout_s) for patient in list(self._patients.values())))
+
     def turn(self) -> None:
         now = self._now()
         for patient in list(self._patients.values()):
