@@ -39,6 +39,8 @@ from pointsman.daemon.workers.state import WorkerState
 PULSE_S = 0.1
 """heartbeat, and the prober's turn; one timer for both, because an idle daemon's cost is its wake-ups"""
 WELCOME_S = 10.0
+FIRST_PROBES_S = 2.0
+"""how long a start waits for workers that do not answer"""
 
 
 class BootError(PointsmanError):
@@ -151,7 +153,7 @@ class Control:
         self._is_filled.set()
         await self._publish_first()
         if last is None:
-            await self._prober.ask_all(self._settings.health_timeout_s)
+            await self._prober.ask_all(min(FIRST_PROBES_S, self._settings.health_timeout_s))
         self._is_probing = True
         self._background.keep("slots", self._drainer.run)
         self._servers = await admin.serve(service, self._settings, self._admin_sockets)
