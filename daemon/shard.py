@@ -152,6 +152,9 @@ class Shard:
         for _ in range(2):  # let the loop accept what already waits in the queue
             await asyncio.sleep(0)
         if self._server is not None:
+            if self.segment.is_draining:
+                # The supervisor holds this socket too: merely closed, it would let clients connect and hang.
+                self._listener.shutdown(socket.SHUT_RDWR)
             self._server.close()
         await asyncio.sleep(0)
         while self.context.connections:

@@ -14,8 +14,8 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -335,17 +335,20 @@ class Reply:
         return json.loads(self.body)
 
 
-def client_of_each(pids: list[int], address: tuple[str, int], tries: int = 200) -> dict[int, Client]:
+@contextmanager
+def client_of_each(pids: list[int], address: tuple[str, int], tries: int = 200) -> Iterator[dict[int, Client]]:
     """One connection to each of these shards, by process id."""
     found: dict[int, Client] = {}
-    for _ in range(tries):
-        client = Client(address)
-        client.get("/health")
-        pid = shards_of_connections(pids, address[1]).get(client.port)
-        if pid is None or pid in found:
-            client.sock.close()
-        else:
-            found[pid] = client
-        if len(found) == len(pids):
-            return found
-    raise AssertionError(f"no connection reached one of {pids}, only {list(found)}")
+    with ExitStack() as stack:
+        for _ in range(tries):
+            client = stack.enter_context(Client(address))
+            client.get("/health")
+            pid = shards_of_connections(pids, address[1]).get(client.port)
+            if pid is None or pid in found:
+                client.sock.close()
+            else:
+                found[pid] = client
+            if len(found) == len(pids):
+                yield found
+                return
+        raise AssertionError(f"no connection reached one of {pids}, only {list(found)}")

@@ -1,0 +1,56 @@
+"""Processes as the kernel sees them: who lives, who is whose child, what they have cost."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on (the name before it may hold anything); empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Zombies are not."""
+    fields = stat_fields(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
+def is_stopped(pid: int) -> bool:
+    return stat_fields(pid)[:1] == ["T"]
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """User and system time that these processes have used so far."""
+    return sum(sum(map(int, fields[11:13])) for pid in pids if (fields := stat_fields(pid))) * _TICK_S
+
+
+def mapped_files(pid: int) -> set[str]:
+    """Names of the files that are mapped into its memory, shared libraries above all."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6}
+
+
+def wait_until(what: str, holds: Callable[[], bool], timeout_s: float) -> float:
+    """Poll the kernel until `holds`; returns how long that took."""
+    started = time.monotonic()
+    pause = threading.Event()
+    while not holds():
+        assert time.monotonic() - started < timeout_s, f"not in {timeout_s} s: {what}"
+        pause.wait(0.005)
+    return time.monotonic() - started
+
+
+def wait_gone(pids: Iterable[int], timeout_s: float) -> float:
+    """Returns how long it took until none of them lived."""
+    waiting = list(pids)
+    return wait_until(f"{waiting} have ended", lambda: not any(map(is_alive, waiting)), timeout_s)
