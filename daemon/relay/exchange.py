@@ -59,41 +59,29 @@ class Ending(StrEnum):
 
 
 class Exchange:
-    __slots__ = (
-        "_is_unchunked",
-        "_task",
-        "booked_bytes",
-        "bytes_out",
-        "client",
-        "connected_at",
-        "context",
-        "deadline",
-        "features",
-        "first_byte_at",
-        "framing",
-        "has_paused_upstream",
-        "head",
-        "is_ended",
-        "is_keep_alive",
-        "method",
-        "plan",
-        "request",
-        "resends",
-        "route",
-        "slot",
-        "status",
-        "table",
-        "upstream",
-        "worker",
-    )
+    # what a request does not set costs nothing: defaults live on the class
+    plan: Plan | None = None
+    worker: WorkerSpec | None = None
+    slot = -1
+    """of the booking; -1 when nothing is booked"""
+    booked_bytes = 0
+    upstream: UpstreamConnection | None = None
+    head: ResponseHead | None = None
+    """of the answer, once it was passed on"""
+    framing: BodyFraming | None = None
+    status = 0
+    resends = 0
+    bytes_out = 0
+    connected_at = 0.0
+    first_byte_at = 0.0
+    is_keep_alive = False
+    is_ended = False
+    has_paused_upstream = False
+    _is_unchunked = False
+    _task: asyncio.Task[None] | None = None
 
     def __init__(
-        self,
-        client: ClientConnection,
-        request: Inbound,
-        route: Route,
-        features: Features,
-        table: RoutingTable,
+        self, client: ClientConnection, request: Inbound, route: Route, features: Features, table: RoutingTable
     ) -> None:
         self.client = client
         self.context = client.context
@@ -102,24 +90,10 @@ class Exchange:
         self.features = features
         self.table = table
         self.method = request.method
-        self.deadline = request.started + self.context.settings.request_timeout_s
-        self.plan: Plan | None = None
-        self.worker: WorkerSpec | None = None
-        self.upstream: UpstreamConnection | None = None
-        self.head: ResponseHead | None = None
-        self.framing: BodyFraming | None = None
-        self.slot = -1
-        self.booked_bytes = 0
-        self.resends = 0
-        self.status = 0
-        self.bytes_out = 0
-        self.connected_at = 0.0
-        self.first_byte_at = 0.0
-        self.is_keep_alive = False
-        self.is_ended = False
-        self.has_paused_upstream = False
-        self._is_unchunked = False
-        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def deadline(self) -> float:
+        return self.request.started + self.context.settings.request_timeout_s
 
     # --- choosing
 

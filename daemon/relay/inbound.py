@@ -37,56 +37,33 @@ def _holds(text: bytes, any_of: bytes) -> bool:
 
 
 class Inbound:
-    __slots__ = (
-        "_chunks",
-        "_passing",
-        "authorization",
-        "body_size",
-        "connection_names",
-        "content_length",
-        "error",
-        "expects_continue",
-        "has_body",
-        "headers",
-        "held_bytes",
-        "is_complete",
-        "is_head_complete",
-        "is_http_1_0",
-        "keep_alive",
-        "method",
-        "path",
-        "profile",
-        "request_id",
-        "started",
-        "target",
-        "target_parts",
-    )
+    # what a request does not set costs nothing: defaults live on the class
+    method = b""
+    target = b""
+    path = b""
+    connection_names: tuple[bytes, ...] = ()
+    authorization: bytes | None = None
+    request_id = b""
+    profile: str | None = None
+    """the `config-profile` header"""
+    content_length: int | None = None
+    has_body = False
+    expects_continue = False
+    is_http_1_0 = False
+    keep_alive = True
+    is_head_complete = False
+    is_complete = False
+    body_size = 0
+    held_bytes = 0
+    """of body_size, what still counts against the body buffers"""
+    error: RequestError | None = None
+    _passing = b""
 
     def __init__(self, started: float) -> None:
         self.started = started
-        self.method = b""
-        self.target = b""
-        self.path = b""
         self.target_parts: list[bytes] = []
         self.headers: list[tuple[bytes, bytes]] = []
-        self.connection_names: tuple[bytes, ...] = ()
-        self.authorization: bytes | None = None
-        self.request_id = b""
-        self.profile: str | None = None
-        """the `config-profile` header"""
-        self.content_length: int | None = None
-        self.has_body = False
-        self.expects_continue = False
-        self.is_http_1_0 = False
-        self.keep_alive = True
-        self.is_head_complete = False
-        self.is_complete = False
-        self.body_size = 0
-        self.held_bytes = 0
-        """of body_size, what still counts against the body buffers"""
-        self.error: RequestError | None = None
         self._chunks: list[bytes] = []
-        self._passing = b""
 
     # --- the head
 

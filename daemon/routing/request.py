@@ -15,36 +15,34 @@ from pointsman.daemon.errors import bad_request
 MAX_MODEL_NAME = 512
 
 
-class _Body(msgspec.Struct):
-    model: object = None
-    stream: object = None
-
-
-_decoder = msgspec.json.Decoder(_Body)
-
-
-class Features(msgspec.Struct, frozen=True):
+class Features(msgspec.Struct):
     """`model` is "" when the request names none (or not by a string: the worker will say what it thinks of that)."""
 
     model: str = ""
     is_stream: bool = False
 
 
+class _Body(msgspec.Struct):
+    model: object = ""
+    stream: object = False
+
+
+_decode = msgspec.json.Decoder(_Body).decode
 NO_FEATURES = Features()
 
 
 def json_features(body: bytes) -> Features:
     """Raises RequestError 400 when `body` is not a JSON object."""
     try:
-        parsed = _decoder.decode(body)
+        parsed = _decode(body)
     except msgspec.ValidationError:
         raise bad_request("the request body must be a JSON object", code="invalid_body") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"the request body is not valid JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise bad_request("the request body is nested too deeply", code="invalid_json") from None
-    model = parsed.model if isinstance(parsed.model, str) else ""
-    return Features(model[:MAX_MODEL_NAME], parsed.stream is True)
+    model = parsed.model
+    return Features(model[:MAX_MODEL_NAME] if isinstance(model, str) else "", parsed.stream is True)
 
 
 _FORM_MODEL = re.compile(
