@@ -44,8 +44,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First match wins. Absent conditions hold; `model`, `path` and `key` are shell patterns (`*`, `?`).
 
-    `key` is the name of the client's API key (empty until keys are configured); `headers` maps a lower-case header
-    name to a pattern.
+    `key` is matched against the bearer token that the client presents (write a prefix and `*`, not a whole secret);
+    `headers` maps a lower-case header name to a pattern.
     """
 
     profile: str

@@ -30,6 +30,16 @@ class Plan:
     choose: Choice
 
 
+Header = Callable[[bytes], bytes | None]
+"""The first value of a request header, by its name in lower case."""
+
+
+def bearer_token(authorization: bytes | None) -> str:
+    """ "" when the client presents none."""
+    scheme, _, token = (authorization or b"").partition(b" ")
+    return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     plan: Plan
@@ -38,12 +48,12 @@ class _Rule:
     key: Pattern[str] | None
     headers: tuple[tuple[bytes, Pattern[str]], ...]
 
-    def holds(self, model: str, path: str, key: str, header: Callable[[bytes], bytes | None]) -> bool:
+    def holds(self, model: str, path: str, header: Header) -> bool:
         if self.model is not None and not self.model.match(model):
             return False
         if self.path is not None and not self.path.match(path):
             return False
-        if self.key is not None and not self.key.match(key):
+        if self.key is not None and not self.key.match(bearer_token(header(b"authorization"))):
             return False
         for name, pattern in self.headers:
             value = header(name)
@@ -103,9 +113,7 @@ class RoutingTable:
             return _pool(undeclared) if undeclared else None
         return self.everyone
 
-    def plan_for(
-        self, asked: str | None, model: str, path: str, header: Callable[[bytes], bytes | None], key: str = ""
-    ) -> tuple[Plan, bool]:
+    def plan_for(self, asked: str | None, model: str, path: str, header: Header) -> tuple[Plan, bool]:
         """(plan, whether the `config-profile` the client asked for exists).
 
         Precedence: header `config-profile`, the first `match` that holds, the default profile, the default policy.
@@ -118,6 +126,6 @@ class RoutingTable:
                 return plan, True
             known = False
         for rule in self._rules:
-            if rule.holds(model, path, key, header):
+            if rule.holds(model, path, header):
                 return rule.plan, known
         return self._default, known

@@ -62,6 +62,7 @@ def test_profile_precedence() -> None:
         matches=(
             Match("big", model="llama-*-70b"),
             Match("fast", path="/v1/embeddings", headers={"X-Team": "blue*"}),
+            Match("big", key="sk-batch-*"),
         ),
     )
     table = RoutingTable(snapshot)
@@ -72,5 +73,8 @@ def test_profile_precedence() -> None:
     headers = {b"x-team": b"blue-1"}
     assert table.plan_for(None, "m", "/v1/embeddings", headers.get)[0].profile == "fast"
     assert table.plan_for(None, "m", "/v1/embeddings", no_header)[0].profile == "base"
+    batch = {b"authorization": b"Bearer sk-batch-7"}
+    assert table.plan_for(None, "m", "/v1/x", batch.get)[0].profile == "big"
+    assert table.plan_for(None, "m", "/v1/x", {b"authorization": b"Basic sk-batch-7"}.get)[0].profile == "base"
     plan, known = table.plan_for("gone", "m", "/v1/x", no_header)
     assert (plan.profile, known) == ("base", False)
