@@ -1,0 +1,1 @@
+"""Trace replay: the routing code of the daemon against simulated engines under a virtual clock."""
