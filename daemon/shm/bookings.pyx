@@ -1,0 +1,356 @@
+# cython: language_level=3
+"""The booking table: what every routed request charges on its worker, shared by all shards.
+
+Theory of operation. The memory is an array of 8-byte words:
+
+    header     cost model (recursive least squares), smoothed output length and stay, sequence number
+    workers    per worker slot: the line of prefills (first and last booking, predicted seconds, when the head began),
+               requests decoding, tokens and reserved characters in flight
+    bookings   per shard a fixed number of slots: state, worker, predicted seconds, tokens, links of the line
+
+A booking is `pending` from the pick to its first token (it stands in its worker's line), `decoding` until its end. The
+slots are the truth; what the worker rows add up can be computed from them at any time. That is the whole recovery:
+`rebuild` does it when the routing mutex was taken from a dead holder, `reclaim` ends the bookings of a dead shard.
+A slot's state is written last when it is booked and first when it ends, so a half-written booking never counts.
+
+Every method but the constructor must be called with the routing mutex held (native.Words.lock). Links are slot
+numbers, nothing points outside. The formulas are those of pointsman.daemon.routing.cost_model and fleet; a
+differential test keeps them equal.
+"""
+from libc.math cimport fmax, fmin, isfinite
+from libc.stdint cimport int64_t
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+
+cdef enum:
+    HEADER_WORDS = 64
+    WORKER_WORDS = 16
+    BOOKING_WORDS = 16
+    # header
+    H_SEQUENCE = 0
+    H_RECOVERIES = 1
+    H_PER_TOKENS = 8
+    H_PER_PAIRS = 9
+    H_P00 = 10
+    H_P01 = 11
+    H_P11 = 12
+    H_BASE_S = 13
+    H_SEEN = 14
+    H_OUTPUT_MEAN = 16
+    H_OUTPUT_SEEN = 17
+    H_STAY = 18
+    H_STAY_SEEN = 19
+    # worker
+    W_FIRST = 0
+    W_LAST = 1
+    W_WAIT_S = 2
+    W_HEAD_S = 3
+    W_DECODING = 4
+    W_IN_FLIGHT = 5
+    W_TOKENS = 6
+    W_QUEUED_TOKENS = 7
+    W_RESERVED = 8
+    # booking
+    B_STATE = 0
+    B_WORKER = 1
+    B_SEQUENCE = 2
+    B_BEFORE = 3
+    B_AFTER = 4
+    B_PREFILL_S = 5
+    B_STARTED_S = 6
+    B_NEW = 7
+    B_CONTEXT = 8
+    B_PROMPT = 9
+    B_RESERVED = 10
+    # state
+    FREE = 0
+    PENDING = 1
+    DECODING = 2
+
+cdef double TOKENS = 1e3
+cdef double PAIRS = 1e7
+cdef double FORGETTING = 0.999
+cdef double MOST_DOUBT = 1.0
+cdef double LEAST_SLOPE = 1e-4
+cdef double LEAST_WEIGHT = 0.01
+NONE = -1
+
+
+def size_bytes(int64_t shards, int64_t workers, int64_t per_shard) -> int:
+    """Memory for `workers` worker slots and `per_shard` bookings in flight on each shard."""
+    return 8 * (HEADER_WORDS + workers * WORKER_WORDS + shards * per_shard * BOOKING_WORDS)
+
+
+cdef class Bookings:
+    cdef Py_buffer view
+    cdef int64_t *word
+    cdef int64_t shards, workers, per_shard, first_booking
+    cdef bint attached
+    cdef dict hints
+
+    def __cinit__(self, buffer, int64_t shards, int64_t workers, int64_t per_shard):
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
+        self.attached = True
+        if self.view.len < size_bytes(shards, workers, per_shard):
+            raise ValueError("the memory is too small for this booking table")
+        self.word = <int64_t *> self.view.buf
+        self.shards, self.workers, self.per_shard = shards, workers, per_shard
+        self.first_booking = HEADER_WORDS + workers * WORKER_WORDS
+        self.hints = {}
+
+    def __dealloc__(self):
+        if self.attached:
+            PyBuffer_Release(&self.view)
+
+    def create(self, double base_s=0.008, double token_s=50e-6, double pair_s=2e-9,
+               double output_tokens=200.0, double stay_s=5.0):
+        """First values of a new table: an 8B model on a recent GPU; every guess is corrected by what is seen."""
+        cdef int64_t worker
+        cdef double *number = <double *> self.word
+        number[H_PER_TOKENS], number[H_PER_PAIRS] = token_s * TOKENS, pair_s * PAIRS
+        number[H_P00], number[H_P01], number[H_P11], number[H_BASE_S] = 0.05, 0.0, 0.05, base_s
+        number[H_OUTPUT_MEAN], number[H_STAY] = output_tokens, stay_s
+        self.word[H_OUTPUT_SEEN] = self.word[H_STAY_SEEN] = 1
+        for worker in range(self.workers):
+            self._worker(worker)[W_FIRST] = self._worker(worker)[W_LAST] = NONE
+
+    # --- places
+
+    cdef inline int64_t *_worker(self, int64_t worker) except NULL:
+        if not 0 <= worker < self.workers:
+            raise IndexError(f"no worker slot {worker}")
+        return self.word + HEADER_WORDS + worker * WORKER_WORDS
+
+    cdef inline int64_t *_booking(self, int64_t number) except NULL:
+        if not 0 <= number < self.shards * self.per_shard:
+            raise IndexError(f"no booking {number}")
+        return self.word + self.first_booking + number * BOOKING_WORDS
+
+    # --- the life of a booking
+
+    def book(self, int64_t shard, int64_t worker, double now, int64_t new, int64_t context, int64_t reserved=0) -> int:
+        """Charge a request of `new` uncached and `context` cached prompt tokens; returns its number.
+
+        NONE when this shard has no slot left: the request goes on uncharged. `reserved`: characters of cache that its
+        output is expected to take. Times in seconds of the monotonic clock.
+        """
+        cdef int64_t number = self._free(shard)
+        if number < 0:
+            return NONE
+        cdef int64_t *booking = self._booking(number)
+        cdef double *real = <double *> booking
+        self._worker(worker)
+        self.word[H_SEQUENCE] += 1
+        booking[B_WORKER], booking[B_SEQUENCE] = worker, self.word[H_SEQUENCE]
+        booking[B_NEW], booking[B_CONTEXT], booking[B_PROMPT] = new, context, new + context
+        booking[B_RESERVED] = reserved
+        real[B_PREFILL_S], real[B_STARTED_S] = self._seconds(new, context), now
+        booking[B_STATE] = PENDING
+        self._enter(number, now)
+        return number
+
+    def first_token(self, int64_t number, double now):
+        """The prefill is over; whoever stood first in line teaches the cost model. Twice does nothing."""
+        cdef int64_t *booking = self._booking(number)
+        if booking[B_STATE] != PENDING:
+            return
+        cdef int64_t *worker = self._worker(booking[B_WORKER])
+        if worker[W_FIRST] == number:
+            self._learn(booking[B_NEW], booking[B_CONTEXT], now - (<double *> worker)[W_HEAD_S])
+        booking[B_STATE] = DECODING
+        self._leave_line(number, now)
+        worker[W_DECODING] += 1
+
+    def finish(self, int64_t number, double now, int64_t output_tokens=NONE):
+        """The request ended; NONE tokens: it failed, nothing is learned from it. Twice does nothing."""
+        cdef int64_t *booking = self._booking(number)
+        cdef int64_t state = booking[B_STATE]
+        if state == FREE:
+            return
+        booking[B_STATE] = FREE
+        cdef int64_t *worker = self._worker(booking[B_WORKER])
+        if state == PENDING:
+            self._leave_line(number, now)
+        else:
+            worker[W_DECODING] -= 1
+        worker[W_IN_FLIGHT] -= 1
+        worker[W_TOKENS] -= booking[B_PROMPT]
+        worker[W_RESERVED] -= booking[B_RESERVED]
+        if output_tokens >= 0:
+            self._smooth(H_OUTPUT_MEAN, output_tokens)
+            self._smooth(H_STAY, now - (<double *> booking)[B_STARTED_S])
+
+    def reclaim(self, int64_t shard, double now) -> int:
+        """End all bookings of a dead shard, learning nothing; returns how many there were."""
+        cdef int64_t number, ended = 0
+        for number in range(shard * self.per_shard, (shard + 1) * self.per_shard):
+            if self._booking(number)[B_STATE] != FREE:
+                self.finish(number, now)
+                ended += 1
+        return ended
+
+    def forget_worker(self, int64_t worker):
+        """Empty a worker's row for the next tenant of its slot; its bookings must have ended."""
+        cdef int64_t word
+        if self._worker(worker)[W_IN_FLIGHT]:
+            raise ValueError(f"worker slot {worker} has requests in flight")
+        for word in range(WORKER_WORDS):
+            self._worker(worker)[word] = 0
+        self._worker(worker)[W_FIRST] = self._worker(worker)[W_LAST] = NONE
+
+    # --- recovery
+
+    def recover(self, int64_t recoveries, double now) -> bool:
+        """Rebuild if the mutex changed hands from a dead holder since the last look (segment.lock_recoveries)."""
+        if self.word[H_RECOVERIES] == recoveries:
+            return False
+        self.rebuild(now)
+        self.word[H_RECOVERIES] = recoveries
+        return True
+
+    def rebuild(self, double now):
+        """Compute all worker rows anew from the bookings."""
+        cdef int64_t number, worker, word
+        cdef list pending = []
+        for worker in range(self.workers):
+            for word in range(WORKER_WORDS):
+                if word != W_HEAD_S:
+                    self._worker(worker)[word] = 0
+            self._worker(worker)[W_FIRST] = self._worker(worker)[W_LAST] = NONE
+        for number in range(self.shards * self.per_shard):
+            if self._booking(number)[B_STATE] == PENDING:
+                pending.append((self._booking(number)[B_SEQUENCE], number))
+            elif self._booking(number)[B_STATE] == DECODING:
+                self._count(number)
+                self._worker(self._booking(number)[B_WORKER])[W_DECODING] += 1
+        for _, number in sorted(pending):
+            self._enter(number, now)
+
+    # --- what picks read
+
+    def wait_s(self, int64_t worker, double now) -> float:
+        """Predicted seconds until a request routed now would be first in the worker's line."""
+        cdef int64_t *row = self._worker(worker)
+        cdef double *real = <double *> row
+        if row[W_FIRST] < 0:
+            return 0.0
+        cdef double first = (<double *> self._booking(row[W_FIRST]))[B_PREFILL_S]
+        return fmax(real[W_WAIT_S] - fmin(fmax(now - real[W_HEAD_S], 0.0), 0.95 * first), 0.0)
+
+    def decoding(self, int64_t worker) -> int:
+        return self._worker(worker)[W_DECODING]
+
+    def in_flight(self, int64_t worker) -> int:
+        return self._worker(worker)[W_IN_FLIGHT]
+
+    def tokens(self, int64_t worker) -> int:
+        """Prompt tokens in flight."""
+        return self._worker(worker)[W_TOKENS]
+
+    def queued_tokens(self, int64_t worker) -> int:
+        """Uncached prompt tokens of the line."""
+        return self._worker(worker)[W_QUEUED_TOKENS]
+
+    def reserved(self, int64_t worker) -> int:
+        return self._worker(worker)[W_RESERVED]
+
+    def seconds(self, double new, double context) -> float:
+        """Predicted seconds of computing `new` tokens after `context` cached ones."""
+        return self._seconds(new, context)
+
+    @property
+    def output_mean(self) -> float:
+        return (<double *> self.word)[H_OUTPUT_MEAN]
+
+    @property
+    def stay_s(self) -> float:
+        return (<double *> self.word)[H_STAY]
+
+    @property
+    def prefills_seen(self) -> int:
+        return self.word[H_SEEN]
+
+    # --- inside
+
+    cdef int64_t _free(self, int64_t shard) except -2:
+        """A free slot of the shard: after the one taken last, where it most likely is."""
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"no shard {shard}")
+        cdef int64_t start = self.hints.get(shard, 0), offset, number
+        for offset in range(self.per_shard):
+            number = shard * self.per_shard + (start + offset) % self.per_shard
+            if self.word[self.first_booking + number * BOOKING_WORDS + B_STATE] == FREE:
+                self.hints[shard] = (start + offset + 1) % self.per_shard
+                return number
+        return NONE
+
+    cdef int _count(self, int64_t number) except -1:
+        cdef int64_t *booking = self._booking(number)
+        cdef int64_t *worker = self._worker(booking[B_WORKER])
+        worker[W_IN_FLIGHT] += 1
+        worker[W_TOKENS] += booking[B_PROMPT]
+        worker[W_RESERVED] += booking[B_RESERVED]
+        return 0
+
+    cdef int _enter(self, int64_t number, double now) except -1:
+        """Count a pending booking, at the end of its worker's line."""
+        cdef int64_t *booking = self._booking(number)
+        cdef int64_t *worker = self._worker(booking[B_WORKER])
+        self._count(number)
+        booking[B_BEFORE], booking[B_AFTER] = worker[W_LAST], NONE
+        if worker[W_LAST] >= 0:
+            self._booking(worker[W_LAST])[B_AFTER] = number
+        else:
+            worker[W_FIRST] = number
+            (<double *> worker)[W_HEAD_S] = now
+        worker[W_LAST] = number
+        (<double *> worker)[W_WAIT_S] += (<double *> booking)[B_PREFILL_S]
+        worker[W_QUEUED_TOKENS] += booking[B_NEW]
+        return 0
+
+    cdef int _leave_line(self, int64_t number, double now) except -1:
+        cdef int64_t *booking = self._booking(number)
+        cdef int64_t *worker = self._worker(booking[B_WORKER])
+        if booking[B_BEFORE] >= 0:
+            self._booking(booking[B_BEFORE])[B_AFTER] = booking[B_AFTER]
+        else:
+            worker[W_FIRST] = booking[B_AFTER]
+        if booking[B_AFTER] >= 0:
+            self._booking(booking[B_AFTER])[B_BEFORE] = booking[B_BEFORE]
+        else:
+            worker[W_LAST] = booking[B_BEFORE]
+        worker[W_QUEUED_TOKENS] -= booking[B_NEW]
+        (<double *> worker)[W_WAIT_S] -= (<double *> booking)[B_PREFILL_S]
+        (<double *> worker)[W_HEAD_S] = now
+        if worker[W_FIRST] < 0:
+            (<double *> worker)[W_WAIT_S] = 0.0  # what rounding left
+        return 0
+
+    cdef double _seconds(self, double new, double context) noexcept:
+        cdef double *number = <double *> self.word
+        cdef double pairs = new * (context + new / 2)
+        return number[H_BASE_S] + number[H_PER_TOKENS] * (new / TOKENS) + number[H_PER_PAIRS] * (pairs / PAIRS)
+
+    cdef void _learn(self, double new, double context, double seconds) noexcept:
+        """Recursive least squares with forgetting; see routing.cost_model."""
+        cdef double *n = <double *> self.word
+        cdef double x0, x1, g0, g1, scale, k0, k1, error, forgetting
+        if not isfinite(seconds) or seconds < 0 or new <= 0:
+            return
+        x0, x1 = new / TOKENS, new * (context + new / 2) / PAIRS
+        g0, g1 = n[H_P00] * x0 + n[H_P01] * x1, n[H_P01] * x0 + n[H_P11] * x1
+        scale = FORGETTING + x0 * g0 + x1 * g1
+        k0, k1 = g0 / scale, g1 / scale
+        error = seconds - n[H_BASE_S] - n[H_PER_TOKENS] * x0 - n[H_PER_PAIRS] * x1
+        n[H_PER_TOKENS] = fmax(n[H_PER_TOKENS] + k0 * error, LEAST_SLOPE)
+        n[H_PER_PAIRS] = fmax(n[H_PER_PAIRS] + k1 * error, 0.0)
+        forgetting = FORGETTING if n[H_P00] + n[H_P11] < MOST_DOUBT else 1.0
+        n[H_P00] = (n[H_P00] - k0 * g0) / forgetting
+        n[H_P01] = (n[H_P01] - k0 * g1) / forgetting
+        n[H_P11] = (n[H_P11] - k1 * g1) / forgetting
+        self.word[H_SEEN] += 1
+
+    cdef void _smooth(self, int64_t mean, double sample) noexcept:
+        """A mean that is exact at first and forgets later; its count is the word behind it."""
+        cdef double *n = <double *> self.word
+        self.word[mean + 1] += 1
+        n[mean] += fmax(1.0 / self.word[mean + 1], LEAST_WEIGHT) * (sample - n[mean])
