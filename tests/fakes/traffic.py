@@ -30,7 +30,7 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _GENERATION = re.compile(rb"\r\nx-pointsman-generation: *(\d+)", re.IGNORECASE)
 _WORKER = re.compile(rb"\r\nx-pointsman-worker: *(\S+)", re.IGNORECASE)
-LAST_CHUNK = b"0\r\n\r\n"
+LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 def request(body: Mapping[str, Any], path: str = PATH, headers: Mapping[str, str] | None = None) -> bytes:
