@@ -1,0 +1,685 @@
+"""The prefix index: which worker is believed to hold how much of a prompt. Native, in shared memory, for all processes.
+
+What it stands for
+    An approximate radix tree over prompts (the SGLang router's), kept as chained hashes: `hash_i` covers block i and all
+    before it, so equal hashes mean equal prefixes and a lookup needs no tree walk. The rest behind the last full block, or
+    a prompt shorter than a block, is an entry of its own, hashed with its size: an exact repeat matches completely.
+    Sizes are *characters*: bytes of UTF-8 text, or what the caller says that a block id stands for.
+    Only hashes are kept. The hash is keyed (prefix_hash.h) with a seed drawn at creation.
+
+Layout (prefix_layout.py; records in prefix_core.h)
+    block      hash -> mask of the worker slots that hold it, characters, parent. One entry serves all workers.
+    holding    one (block, worker) pair: parent holding, number of children, pins, place in the worker's order of use.
+    slot row   per worker: characters, blocks, pinned characters, capacity, both ends of its order of use.
+    pin        one request in flight: points at the deepest block that the request holds on its worker.
+    Blocks and holdings live in fixed pools and are found through arrays of bucket heads. Pools and not open addressing,
+    because entries then never move: links are stable indices, and a removal writes a bounded number of words.
+    Nothing points outside the segment. A full pool evicts.
+
+One property carries the rest: *a worker that holds a block holds all before it*, since inserts run from the head and
+evictions take leaves. Hence
+    - along a prompt each worker's mask bit is set up to a depth and clear behind it. `match` compares masks at the ends of
+      a stretch and halves it only where they differ: O(distinct depths x log n) lookups tell the depth of every worker;
+    - an insert touches the blocks that the worker gains, and of the others only the deepest;
+    - pinning the deepest block keeps the whole prefix.
+
+Order of eviction
+    Per worker a list from cold to hot of leaves, and of whatever was the end of a use; a use moves one entry to the hot
+    end. When the last child of a block goes, the block takes the child's place at the cold end, unless it has a place
+    of its own. That is exactly "least recent use of the chain first, leaves first" with one list operation a use instead
+    of one per block. What is found at the cold end and is no leaf, or pinned, leaves the list until it is a leaf again
+    or unpinned. When the pools are full, batches of 64 come from the worker whose coldest entry is oldest.
+
+Pins
+    pins of a holding = pin records that point at it + its children that are pinned, so pinned characters are counted
+    once however many requests share them. A token names record and nonce; it is void after `remove_worker`, or when the
+    shard's pins were reclaimed.
+
+Locking
+    One robust process-shared mutex with a deadline (2 ms). Not striped: a request holds it for 1 to 3 us, choose-and-book
+    must see all workers at once anyway, and hashing, which is most of the work, is done before. Long work (eviction,
+    forgetting, dump) takes it for short bursts. A method takes the mutex itself unless `lock()` was called before.
+    When the deadline passes the answer says so (-1, None, 0) and the caller decides without; an `unpin` that could not be
+    done is done with the next lock that this process gets.
+
+Crash recovery
+    A process may be killed at any instruction. Every operation is a sequence of steps, each of which leads from one
+    consistent state to the next (a block more held, a block less, a pin one block further). A step notes old words in
+    an undo journal (at most 64) before it overwrites them, and ends by emptying it. Whoever then gets EOWNERDEAD writes
+    the old words back, newest first: the dead process' last step never happened, all counts are exact, in under a
+    microsecond. Program order is enough (compiler barriers): the killed core's completed stores become visible, the
+    others never do. An interrupted insert leaves a shorter prefix; an interrupted pin or unpin leaves the record on an
+    ancestor, which `reclaim_shard` gives back. A journal that makes no sense (foreign writes) empties the index; that is
+    counted. Tests kill a process at every single journalled store and recount.
+"""
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from pointsman.daemon.shm import prefix_layout as _layout
+
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    cdef struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *when)
+    int CLOCK_THREAD_CPUTIME_ID
+
+cdef extern from "<errno.h>" nogil:
+    int EBUSY, ETIMEDOUT
+
+cdef extern from "prefix_hash.h" nogil:
+    ctypedef struct px_key:
+        pass
+    void px_key_init(px_key *key, uint64_t seed)
+    uint64_t px_start(const px_key *key, const unsigned char *salt, size_t size, uint64_t kind)
+    uint64_t px_next_text(const px_key *key, uint64_t previous, const unsigned char *p, size_t size)
+    uint64_t px_next_id(const px_key *key, uint64_t previous, uint64_t id, uint64_t size)
+
+cdef extern from "prefix_core.h" nogil:
+    uint32_t PX_NONE
+    uint16_t PX_FREE
+    uint64_t PX_ALL
+    uint64_t px_abort_countdown
+    ctypedef struct px_block:
+        uint64_t hash
+        uint32_t chars, parent, holders
+    ctypedef struct px_holding:
+        uint32_t block, parent, next, children, pins
+        uint16_t slot
+        uint64_t stamp
+    ctypedef struct px_pin:
+        pass
+    ctypedef struct px_slot:
+        uint64_t chars, blocks, pinned, pins, capacity, forgetting, evicted
+        uint32_t cold, hot
+    ctypedef struct px_header:
+        uint64_t magic, version, size, block_bytes, seed, slots
+        uint64_t block_count, holding_count, pin_count, block_buckets, holding_buckets
+        uint64_t off_slots, off_block_heads, off_holding_heads, off_blocks, off_holdings, off_pins
+        uint64_t clock, blocks_used, holdings_used, pins_used
+        uint64_t evictions, memory_evictions, truncations, pin_failures, lock_timeouts, recoveries, resets, dropped_pins
+    ctypedef struct px_index:
+        unsigned char *base
+        px_header *head
+        px_slot *slots
+        uint32_t *block_heads
+        uint32_t *holding_heads
+        px_block *blocks
+        px_holding *holdings
+        px_pin *pins
+        uint64_t block_mask, holding_mask
+    ctypedef struct px_chain_view:
+        const uint64_t *hashes
+        uint64_t n, block_chars, total
+    int px_mutex_init(px_index *ix)
+    int px_try_lock(px_index *ix)
+    int px_wait_lock(px_index *ix, int64_t deadline_us)
+    int px_settle_lock(px_index *ix, int code)
+    int px_unlock(px_index *ix)
+    void px_clear(px_index *ix)
+    void px_commit(px_index *ix)
+    void px_set64(px_index *ix, uint64_t *field, uint64_t value)
+    uint32_t px_find_block(px_index *ix, uint64_t hash)
+    uint32_t px_find_holding(px_index *ix, uint32_t block, uint32_t slot)
+    uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint64_t block_chars, uint64_t total, uint64_t *out)
+    uint64_t px_insert(px_index *ix, uint32_t slot, const px_chain_view *chain, int may_exceed, uint32_t *deepest)
+    uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path)
+    int px_unpin(px_index *ix, uint64_t token)
+    void px_settle(px_index *ix, uint32_t slot)
+    uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t *cursor, uint64_t most)
+    uint64_t px_shrink(px_index *ix, uint32_t slot, uint64_t to_chars, uint64_t most, uint32_t keep)
+    uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, uint64_t most, uint32_t keep)
+    void px_forget_begin(px_index *ix, uint32_t slot)
+    int px_forget_slice(px_index *ix, uint32_t slot, uint64_t most)
+    uint32_t px_coldest(px_index *ix, px_slot *slot, uint32_t keep)
+    uint32_t px_add(px_index *ix, uint32_t slot, uint32_t parent, uint64_t hash, uint32_t chars, uint32_t block)
+
+cdef extern from "prefix_check.h" nogil:
+    int px_check(px_index *ix, char *text, size_t size)
+
+cdef enum:
+    KIND_TEXT = 0
+    KIND_IDS = 1
+    BURST = 128  # evictions per hold of the mutex: some 30 us
+
+if (
+    sizeof(px_header) > _layout.HEADER_BYTES
+    or (sizeof(px_slot), sizeof(px_block), sizeof(px_holding), sizeof(px_pin))
+    != (_layout.SLOT_BYTES, _layout.BLOCK_BYTES, _layout.HOLDING_BYTES, _layout.PIN_BYTES)
+):
+    raise ImportError("prefix_layout.py and prefix_core.h do not agree on the records")
+
+
+cdef inline int64_t thread_cpu_us() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
+    return now.tv_sec * 1000000 + now.tv_nsec // 1000
+
+
+cdef class HashChain:
+    """A prompt as the index sees it: the chained hashes of its blocks. A buffer to be filled again and again.
+
+    Made by `RawIndex.chain()`, whose seed and block size it uses. `len()` is the number of blocks.
+    """
+
+    cdef px_key key
+    cdef uint64_t *hashes
+    cdef uint64_t n, room, block_bytes
+    cdef readonly uint64_t block_chars, total_chars
+    cdef unsigned char *partial
+
+    def __cinit__(self, uint64_t seed, uint64_t block_bytes):
+        px_key_init(&self.key, seed)
+        self.block_bytes = self.block_chars = block_bytes
+        self.partial = <unsigned char *> PyMem_Malloc(block_bytes)
+        if self.partial == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_Free(self.partial)
+        PyMem_Free(self.hashes)
+
+    def __len__(self):
+        return self.n
+
+    cdef int _reserve(self, uint64_t n) except -1:
+        cdef uint64_t room
+        cdef void *grown
+        if n > self.room:
+            room = max(n, 2 * self.room, <uint64_t> 64)
+            grown = PyMem_Realloc(self.hashes, room * sizeof(uint64_t))
+            if grown == NULL:
+                raise MemoryError
+            self.hashes = <uint64_t *> grown
+            self.room = room
+        return 0
+
+    cdef uint64_t _start(self, salt, uint64_t kind) except? 0:
+        cdef bytes encoded = salt.encode() if isinstance(salt, str) else salt
+        return px_start(&self.key, <const unsigned char *> <char *> encoded, len(encoded), kind)
+
+    def load(self, text, salt=b""):
+        """`text`: bytes-like. `salt` (model, LoRA; bytes or str) keeps equal texts apart. Returns self."""
+        cdef Py_buffer view
+        cdef uint64_t previous = self._start(salt, KIND_TEXT), size, at = 0
+        cdef const unsigned char *p
+        PyObject_GetBuffer(text, &view, PyBUF_SIMPLE)
+        try:
+            size = view.len
+            self.n = self.total_chars = 0
+            self.block_chars = self.block_bytes
+            self._reserve((size + self.block_bytes - 1) // self.block_bytes)
+            p = <const unsigned char *> view.buf
+            with nogil:
+                previous = self._text(previous, p, size)
+        finally:
+            PyBuffer_Release(&view)
+        self.total_chars = size
+        return self
+
+    cdef uint64_t _text(self, uint64_t previous, const unsigned char *p, uint64_t size) noexcept nogil:
+        """Appends `size` bytes; only the last call may have a part of a block. Room was reserved."""
+        cdef uint64_t part
+        while size:
+            part = min(size, self.block_bytes)
+            previous = px_next_text(&self.key, previous, p, part)
+            self.hashes[self.n] = previous
+            self.n += 1
+            p += part
+            size -= part
+        return previous
+
+    def load_spans(self, spans, salt=b""):
+        """Like `load` of the concatenation of `spans` (a sequence of bytes-likes), without making it. Returns self."""
+        cdef Py_buffer view
+        cdef uint64_t previous = self._start(salt, KIND_TEXT), size, total = 0, filled = 0, part, whole
+        cdef const unsigned char *p
+        self.n = self.total_chars = 0
+        self.block_chars = self.block_bytes
+        for span in spans:
+            PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
+            try:
+                size = view.len
+                p = <const unsigned char *> view.buf
+                total += size
+                self._reserve((total + self.block_bytes - 1) // self.block_bytes)
+                if filled:
+                    part = min(size, self.block_bytes - filled)
+                    memcpy(self.partial + filled, p, part)
+                    filled += part
+                    p += part
+                    size -= part
+                    if filled == self.block_bytes:
+                        previous = self._text(previous, self.partial, filled)
+                        filled = 0
+                whole = size - size % self.block_bytes
+                previous = self._text(previous, p, whole)
+                if size > whole:
+                    memcpy(self.partial, p + whole, size - whole)
+                    filled = size - whole
+            finally:
+                PyBuffer_Release(&view)
+        if filled:
+            self._text(previous, self.partial, filled)
+        self.total_chars = total
+        return self
+
+    def load_ids(self, ids, uint64_t block_chars, uint64_t total_chars, salt=b""):
+        """A prompt given as 64-bit block ids (a sequence of ints, or a buffer of 8-byte items), prefix-chained or not.
+
+        Each stands for `block_chars` characters, the last for what remains of `total_chars`; ids beyond it are left out.
+        Raises ValueError when there are fewer ids than `total_chars` needs, or `block_chars` is not 1 to 2^32 - 1.
+        """
+        cdef Py_buffer view
+        cdef uint64_t previous = self._start(salt, KIND_IDS), n, i
+        cdef const uint64_t *p
+        if not 1 <= block_chars < PX_NONE:
+            raise ValueError("block_chars must be 1 to 2^32 - 1")
+        n = total_chars // block_chars + (total_chars % block_chars != 0)
+        self.n = self.total_chars = 0
+        if PyObject_CheckBuffer(ids):
+            PyObject_GetBuffer(ids, &view, PyBUF_SIMPLE)
+            try:
+                if view.itemsize != 8 and view.len % 8:
+                    raise ValueError("a buffer of ids has items of 8 bytes")
+                if <uint64_t> view.len // 8 < n:
+                    raise ValueError("fewer block ids than total_chars needs")
+                self._reserve(n)
+                p = <const uint64_t *> view.buf
+                for i in range(n):
+                    previous = px_next_id(&self.key, previous, p[i], min(block_chars, total_chars - i * block_chars))
+                    self.hashes[i] = previous
+            finally:
+                PyBuffer_Release(&view)
+        else:
+            if <uint64_t> len(ids) < n:
+                raise ValueError("fewer block ids than total_chars needs")
+            self._reserve(n)
+            for i in range(n):
+                previous = px_next_id(
+                    &self.key, previous, <uint64_t> (ids[i] & 0xFFFFFFFFFFFFFFFF), min(block_chars, total_chars - i * block_chars)
+                )
+                self.hashes[i] = previous
+        self.n = n
+        self.block_chars = block_chars
+        self.total_chars = total_chars
+        return self
+
+    def hash_list(self) -> list:
+        """The hashes as ints: for traces, tests and explanations, not for the request path."""
+        return [self.hashes[i] for i in range(self.n)]
+
+
+cdef class RawIndex:
+    """The operations on one mapping of the segment; `PrefixIndex` is its public face. Not for threads.
+
+    `buffer`: writable, of the layout's size. With `layout` (a PrefixLayout), `seed` and `block_bytes` it is made anew,
+    else it must be an index of this version: ValueError says what it is not.
+    """
+
+    cdef Py_buffer view
+    cdef px_index ix
+    cdef bint attached
+    cdef bint held
+    cdef uint32_t *path
+    cdef uint64_t path_room
+    cdef list deferred
+
+    def __cinit__(self, buffer, layout=None, uint64_t seed=0, uint64_t block_bytes=512):
+        cdef int code
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
+        self.attached = True
+        self.deferred = []
+        self.ix.base = <unsigned char *> self.view.buf
+        self.ix.head = <px_header *> self.view.buf
+        if self.view.len < _layout.HEADER_BYTES or (layout is not None and self.view.len < layout.size_bytes):
+            raise ValueError("the segment is too small for a prefix index")
+        cdef px_header *head = self.ix.head
+        if layout is not None:
+            self._describe(layout, seed, block_bytes)
+        elif (head.magic, head.version) != (_layout.MAGIC, _layout.VERSION):
+            raise ValueError(f"the segment is no prefix index of version {_layout.VERSION}")
+        elif not self._is_sound():
+            raise ValueError("the header of the prefix index does not fit its segment")
+        self.ix.slots = <px_slot *> (self.ix.base + head.off_slots)
+        self.ix.block_heads = <uint32_t *> (self.ix.base + head.off_block_heads)
+        self.ix.holding_heads = <uint32_t *> (self.ix.base + head.off_holding_heads)
+        self.ix.blocks = <px_block *> (self.ix.base + head.off_blocks)
+        self.ix.holdings = <px_holding *> (self.ix.base + head.off_holdings)
+        self.ix.pins = <px_pin *> (self.ix.base + head.off_pins)
+        self.ix.block_mask = head.block_buckets - 1
+        self.ix.holding_mask = head.holding_buckets - 1
+        if layout is not None:
+            px_clear(&self.ix)
+            code = px_mutex_init(&self.ix)
+            if code:
+                raise OSError(code, "pthread_mutex_init")
+            head.magic = _layout.MAGIC
+
+    cdef _describe(self, layout, uint64_t seed, uint64_t block_bytes):
+        cdef px_header *head = self.ix.head
+        head.version, head.size = _layout.VERSION, layout.size_bytes
+        head.block_bytes, head.seed, head.slots = block_bytes, seed, layout.slots
+        head.block_count, head.holding_count, head.pin_count = layout.blocks, layout.holdings, layout.pins
+        head.block_buckets, head.holding_buckets = layout.block_buckets, layout.holding_buckets
+        head.off_slots = layout.off_slots
+        head.off_block_heads, head.off_holding_heads = layout.off_block_heads, layout.off_holding_heads
+        head.off_blocks, head.off_holdings, head.off_pins = layout.off_blocks, layout.off_holdings, layout.off_pins
+
+    cdef bint _is_sound(self) except -1:
+        cdef px_header *head = self.ix.head
+        try:
+            layout = _layout.PrefixLayout(head.slots, head.block_count, head.holding_count, head.pin_count)
+        except ValueError:
+            return False
+        return (
+            layout.size_bytes == head.size
+            and head.size <= <uint64_t> self.view.len
+            and (layout.block_buckets, layout.holding_buckets) == (head.block_buckets, head.holding_buckets)
+            and (layout.off_slots, layout.off_blocks, layout.off_holdings, layout.off_pins)
+            == (head.off_slots, head.off_blocks, head.off_holdings, head.off_pins)
+            and (layout.off_block_heads, layout.off_holding_heads) == (head.off_block_heads, head.off_holding_heads)
+            and _layout.MIN_BLOCK_CHARS <= head.block_bytes <= _layout.MAX_BLOCK_CHARS
+        )
+
+    def __dealloc__(self):
+        PyMem_Free(self.path)
+        if self.attached:
+            PyBuffer_Release(&self.view)
+
+    cdef inline int _slot(self, int64_t slot) except -1:
+        if not 0 <= slot < <int64_t> self.ix.head.slots:
+            raise IndexError(f"no worker slot {slot}")
+        return 0
+
+    # --- the mutex
+
+    cdef int _acquire(self, int64_t deadline_us) except -1:
+        """1 = held, 0 = the deadline passed."""
+        cdef int code = px_try_lock(&self.ix)
+        if code == EBUSY:
+            with nogil:
+                code = px_wait_lock(&self.ix, deadline_us)
+        if code:
+            code = px_settle_lock(&self.ix, code)
+            if code == ETIMEDOUT:
+                return 0
+            if code:
+                raise OSError(code, "the prefix index' mutex")
+        if self.deferred:
+            for token in self.deferred:
+                px_unpin(&self.ix, token)
+            self.deferred.clear()
+        return 1
+
+    cdef inline int _enter(self, int64_t deadline_us=2000) except -1:
+        return 1 if self.held else self._acquire(deadline_us)
+
+    cdef inline void _leave(self) noexcept:
+        if not self.held:
+            px_unlock(&self.ix)
+
+    def lock(self, int64_t deadline_us=2000) -> bool:
+        """Take the mutex for several calls. False when `deadline_us` passed: decide without the index."""
+        if self.held:
+            raise RuntimeError("the prefix index is locked already by this process")
+        self.held = self._acquire(deadline_us)
+        return self.held
+
+    def unlock(self):
+        if not self.held:
+            raise RuntimeError("the prefix index is not locked by this process")
+        self.held = False
+        px_unlock(&self.ix)
+
+    # --- the request path
+
+    def chain(self) -> HashChain:
+        """An empty chain with this index' seed and block size."""
+        return HashChain(self.ix.head.seed, self.ix.head.block_bytes)
+
+    def match(self, HashChain chain not None, out):
+        cdef Py_buffer view
+        cdef uint64_t best
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        try:
+            if view.len < <int64_t> (self.ix.head.slots * sizeof(uint64_t)):
+                raise ValueError("the buffer has less than 8 bytes per worker slot")
+            if not self._enter():
+                return -1
+            best = px_match(&self.ix, chain.hashes, chain.n, chain.block_chars, chain.total_chars, <uint64_t *> view.buf)
+            self._leave()
+            return best
+        finally:
+            PyBuffer_Release(&view)
+
+    def insert(self, int64_t slot, HashChain chain not None):
+        cdef px_chain_view whole
+        cdef uint32_t deepest
+        cdef uint64_t held
+        self._slot(slot)
+        whole.hashes, whole.n, whole.block_chars, whole.total = chain.hashes, chain.n, chain.block_chars, chain.total_chars
+        if not self._enter():
+            return -1
+        held = px_insert(&self.ix, <uint32_t> slot, &whole, False, &deepest)
+        px_settle(&self.ix, <uint32_t> slot)
+        self._leave()
+        return min(held * chain.block_chars, chain.total_chars)
+
+    def match_and_insert(self, HashChain chain not None, int64_t slot, out):
+        cdef Py_buffer view
+        cdef px_chain_view whole
+        cdef uint32_t deepest
+        cdef uint64_t best
+        self._slot(slot)
+        whole.hashes, whole.n, whole.block_chars, whole.total = chain.hashes, chain.n, chain.block_chars, chain.total_chars
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        try:
+            if view.len < <int64_t> (self.ix.head.slots * sizeof(uint64_t)):
+                raise ValueError("the buffer has less than 8 bytes per worker slot")
+            if not self._enter():
+                return -1
+            best = px_match(&self.ix, chain.hashes, chain.n, chain.block_chars, chain.total_chars, <uint64_t *> view.buf)
+            px_insert(&self.ix, <uint32_t> slot, &whole, False, &deepest)
+            px_settle(&self.ix, <uint32_t> slot)
+            self._leave()
+            return best
+        finally:
+            PyBuffer_Release(&view)
+
+    def pin(self, int64_t slot, HashChain chain not None, int64_t shard=0, bint may_exceed=False):
+        cdef px_chain_view whole
+        cdef uint32_t deepest
+        cdef uint64_t token = 0
+        cdef void *grown
+        self._slot(slot)
+        if not 0 <= shard <= 0xFFFF:
+            raise IndexError(f"no shard {shard}")
+        if chain.n > self.path_room:
+            grown = PyMem_Realloc(self.path, chain.n * sizeof(uint32_t))
+            if grown == NULL:
+                raise MemoryError
+            self.path = <uint32_t *> grown
+            self.path_room = chain.n
+        whole.hashes, whole.n, whole.block_chars, whole.total = chain.hashes, chain.n, chain.block_chars, chain.total_chars
+        if not self._enter():
+            return 0
+        px_insert(&self.ix, <uint32_t> slot, &whole, may_exceed, &deepest)
+        if deepest != PX_NONE:
+            token = px_pin_path(&self.ix, deepest, <uint32_t> shard, self.path)
+        px_settle(&self.ix, <uint32_t> slot)
+        self._leave()
+        return token
+
+    def unpin(self, uint64_t token):
+        cdef int done
+        if not token:
+            return False
+        if not self._enter():
+            self.deferred.append(token)
+            return None
+        done = px_unpin(&self.ix, token)
+        self._leave()
+        return bool(done)
+
+    # --- per worker
+
+    def size(self, int64_t slot):
+        self._slot(slot)
+        return self.ix.slots[slot].chars
+
+    def blocks(self, int64_t slot):
+        self._slot(slot)
+        return self.ix.slots[slot].blocks
+
+    def pinned(self, int64_t slot):
+        self._slot(slot)
+        return self.ix.slots[slot].pinned
+
+    def capacity(self, int64_t slot):
+        self._slot(slot)
+        return self.ix.slots[slot].capacity
+
+    def is_forgetting(self, int64_t slot):
+        self._slot(slot)
+        return self.ix.slots[slot].forgetting != 0
+
+    def put_capacity(self, int64_t slot, uint64_t chars):
+        """Only the number; `shrink` does the work. A single word, no lock."""
+        self._slot(slot)
+        self.ix.slots[slot].capacity = chars
+
+    def sizes(self, out):
+        """The characters of every slot, into a buffer of 8 bytes per slot."""
+        cdef Py_buffer view
+        cdef uint64_t i
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        try:
+            if view.len < <int64_t> (self.ix.head.slots * sizeof(uint64_t)):
+                raise ValueError("the buffer has less than 8 bytes per worker slot")
+            for i in range(self.ix.head.slots):
+                (<uint64_t *> view.buf)[i] = self.ix.slots[i].chars
+        finally:
+            PyBuffer_Release(&view)
+
+    def smallest(self, slots):
+        """Of an iterable of slots the one with the fewest characters, the first of equals; -1 of none."""
+        cdef int64_t slot, found = -1
+        for slot in slots:
+            self._slot(slot)
+            if found < 0 or self.ix.slots[slot].chars < self.ix.slots[found].chars:
+                found = slot
+        return found
+
+    # --- long work, in bursts
+
+    def shrink(self, int64_t slot, uint64_t to_chars, int64_t budget_us, int64_t most=-1):
+        """Evicts from one worker. Returns (blocks dropped, whether there may be more to do)."""
+        cdef uint64_t dropped, sum = 0, left = PX_ALL if most < 0 else <uint64_t> most
+        cdef int64_t until = thread_cpu_us() + budget_us
+        self._slot(slot)
+        while True:
+            if not self._enter():
+                return sum, True
+            dropped = px_shrink(&self.ix, <uint32_t> slot, to_chars, min(left, <uint64_t> BURST), PX_NONE)
+            self._leave()
+            sum += dropped
+            left -= dropped
+            if not left or dropped < BURST:
+                return sum, not left
+            if thread_cpu_us() >= until:
+                return sum, True
+
+    def make_room(self, uint64_t blocks, uint64_t holdings, int64_t budget_us):
+        """Evicts the oldest of all workers until so much of the pools is free. Returns like `shrink`."""
+        cdef uint64_t dropped, sum = 0
+        cdef int64_t until = thread_cpu_us() + budget_us
+        while True:
+            if not self._enter():
+                return sum, True
+            dropped = px_make_room(&self.ix, blocks, holdings, BURST, PX_NONE)
+            self._leave()
+            sum += dropped
+            if dropped < BURST:
+                return sum, False
+            if thread_cpu_us() >= until:
+                return sum, True
+
+    def forget_begin(self, int64_t slot):
+        """False when the lock was not got."""
+        self._slot(slot)
+        if not self._enter(50000):
+            return False
+        px_forget_begin(&self.ix, <uint32_t> slot)
+        self._leave()
+        return True
+
+    def forget_more(self, int64_t slot, int64_t budget_us):
+        """True when nothing is left to forget."""
+        cdef int done
+        cdef int64_t until = thread_cpu_us() + budget_us
+        self._slot(slot)
+        while True:
+            if not self._enter():
+                return False
+            done = px_forget_slice(&self.ix, <uint32_t> slot, BURST)
+            self._leave()
+            if done or thread_cpu_us() >= until:
+                return bool(done)
+
+    def reclaim_shard(self, int64_t shard):
+        """Gives back the pins of a dead shard; returns how many, or -1 when the lock was not got for all (call again)."""
+        cdef uint64_t cursor = 0, sum = 0
+        while cursor < self.ix.head.pin_count:
+            if not self._enter(50000):
+                return -1
+            sum += px_void_pins(&self.ix, shard, -1, &cursor, BURST)
+            self._leave()
+        return sum
+
+    # --- looking at it
+
+    def check(self):
+        """Recounts everything; a list of the violations, empty when all is well. Holds the mutex all the while."""
+        cdef bytearray text = bytearray(1 << 16)
+        cdef char *p = text
+        cdef int count
+        if not self._enter(1000000):
+            raise TimeoutError("the prefix index stayed locked for 1 s")
+        try:
+            count = px_check(&self.ix, p, 1 << 16)
+        finally:
+            self._leave()
+        lines = bytes(text).split(b"\0", 1)[0].decode().splitlines()
+        return lines if len(lines) == count else [*lines, f"{count} violations in all"]
+
+    def totals(self):
+        """Gauges and counters of the whole index, by name."""
+        cdef px_header *head = self.ix.head
+        return {
+            "size_bytes": head.size, "slots": head.slots, "block_bytes": head.block_bytes, "seed": head.seed,
+            "block_count": head.block_count, "holding_count": head.holding_count, "pin_count": head.pin_count,
+            "blocks_used": head.blocks_used, "holdings_used": head.holdings_used, "pins_used": head.pins_used,
+            "evictions": head.evictions, "memory_evictions": head.memory_evictions, "truncations": head.truncations,
+            "pin_failures": head.pin_failures, "dropped_pins": head.dropped_pins,
+            "lock_timeouts": head.lock_timeouts, "recoveries": head.recoveries, "resets": head.resets,
+        }
+
+    def held_blocks(self, int64_t slot):
+        """The hashes that a worker holds, in no order: for tests."""
+        cdef uint64_t i
+        self._slot(slot)
+        return {
+            self.ix.blocks[self.ix.holdings[i].block].hash
+            for i in range(self.ix.head.holding_count)
+            if self.ix.holdings[i].slot == slot
+        }
+
+
+def abort_at(uint64_t step):
+    """Kill tests: this process gets SIGKILL at the `step`-th journalled store or commit from now on; 0 = never."""
+    global px_abort_countdown
+    px_abort_countdown = step
