@@ -250,11 +250,11 @@ class Fleet:
             self.index.unpin(booking.pin)
         if booking.reserved_chars:
             self._reserve(booking, 0)
+        if booking.user:
+            self.charge_user(booking.user, 2.0 * (output_tokens or 0) - 3.0 * booking.prompt_tokens)
         if output_tokens is None:
             return
         load.add_served(output_tokens, now)
-        if booking.user:
-            self.charge_user(booking.user, 2.0 * output_tokens - 3.0 * booking.prompt_tokens)
         self.output_mean.add(output_tokens)
         self.stay.add(now - booking.start_s)
         if booking.first_token_s is not None and output_tokens > 1:

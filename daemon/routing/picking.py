@@ -116,6 +116,9 @@ class Explanation:
     is_least_best: bool
     tied: tuple[int, ...] = ()
     dropped: dict[int, str] | None = None
+    matched_tokens: dict[int, int] | None = None
+    ttft_s: dict[int, float] | None = None
+    """Predicted: line and this prefill."""
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """By worker name, for admin answers."""
@@ -134,6 +137,8 @@ class Explanation:
             "better": "least" if self.is_least_best else "most",
             "tied": [names[w] for w in self.tied],
             "dropped": {names[w]: why for w, why in (self.dropped or {}).items()},
+            "matched_tokens": {names[w]: count for w, count in (self.matched_tokens or {}).items()},
+            "predicted_ttft_s": {names[w]: seconds for w, seconds in (self.ttft_s or {}).items()},
         }
 
 

@@ -19,7 +19,8 @@ from pointsman.scripts.simulated_engine.model import EngineLimits
 from pointsman.scripts.simulated_engine.timing import StepCost
 
 MAX_THINK_S = 30.0
-CLOSED_LOOP_REQUESTS = 12_000
+CLOSED_LOOP_REQUESTS = 9_000
+"""Sessions are drawn until there are that many."""
 DECODE_BATCH = 32
 """Over how many sequences the fixed cost of a decoding step is spread, in the definition of load."""
 
@@ -87,11 +88,21 @@ def pooled_work_s(
     return total
 
 
-def schedule(trace: Trace, *, load: float, workers: int, seed: int, cost: StepCost, limits: EngineLimits) -> Workload:
-    """The same arguments give the same arrivals, whatever the policy: runs are paired by seed."""
+def schedule(
+    trace: Trace, *, load: float | None, workers: int, seed: int, cost: StepCost, limits: EngineLimits
+) -> Workload:
+    """The same arguments give the same arrivals, whatever the policy: runs are paired by seed.
+
+    `load` None: an open trace as it was recorded; ValueError for a closed-loop one, which has no clock.
+    """
     random = Random(f"{trace.name}:{seed}")
-    build = _closed if trace.is_closed_loop else _open
-    return Workload(trace.name, trace.block_tokens, build(trace, load, workers, random, cost, limits))
+    if not trace.is_closed_loop:
+        arrivals = _open(trace, load, workers, random, cost, limits)
+    elif load is None:
+        raise ValueError(f"{trace.name} has sessions instead of times: it needs a load")
+    else:
+        arrivals = _closed(trace, load, workers, random, cost, limits)
+    return Workload(trace.name, trace.block_tokens, arrivals)
 
 
 def _arrival(request: TraceRequest, at_s: float | None) -> Arrival:
@@ -99,7 +110,7 @@ def _arrival(request: TraceRequest, at_s: float | None) -> Arrival:
 
 
 def _open(
-    trace: Trace, load: float, workers: int, random: Random, cost: StepCost, limits: EngineLimits
+    trace: Trace, load: float | None, workers: int, random: Random, cost: StepCost, limits: EngineLimits
 ) -> list[Arrival]:
     ordered = sorted(trace.requests, key=lambda request: request.timestamp)
     times = _spread([request.timestamp / 1e3 for request in ordered], random)
@@ -111,7 +122,7 @@ def _open(
         limits,
     )
     duration = (times[-1] - times[0]) or 1.0
-    scale = work / (load * workers * duration)
+    scale = 1.0 if load is None else work / (load * workers * duration)
     arrivals = [_arrival(request, (time - times[0]) * scale) for request, time in zip(ordered, times, strict=True)]
     _name_blocks(arrivals, trace.block_tokens)
     return arrivals
