@@ -174,8 +174,10 @@ static int px_rollback(px_index *ix) {
         if (offset & 7 || offset + 8 > head->size) return 0;
         *(px_word *)(ix->base + offset) = head->journal[n - 1].old;
         PX_BARRIER();
+        px_abort_point();
         head->journal_size = --n;
         PX_BARRIER();
+        px_abort_point();
     }
     return 1;
 }
@@ -206,6 +208,7 @@ static void px_clear(px_index *ix) {
         slot->cold = slot->hot = PX_NONE;
     }
     memset(head->forgetting, 0, sizeof head->forgetting);
+    px_abort_point();
     head->free_block = head->block_count ? 0 : PX_NONE;
     head->free_holding = head->holding_count ? 0 : PX_NONE;
     head->free_pin = head->pin_count ? 0 : PX_NONE;
@@ -220,8 +223,10 @@ static void px_clear(px_index *ix) {
 static void px_reset(px_index *ix) {
     ix->head->journal_size = PX_RESETTING;
     PX_BARRIER();
+    px_abort_point();
     ix->head->resets++;
     px_clear(ix);
+    px_abort_point();
 }
 
 /* --- the mutex */
