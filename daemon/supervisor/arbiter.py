@@ -9,6 +9,9 @@ listening socket with the current generation: nothing here waits for control. A 
 (EXIT_BOOT_FAILED), or dies again and again before it is ready, ends the daemon: respawning would hide the defect and
 burn the machine. Control is less vital than the shards: once it has been up it is restarted with growing pauses.
 
+Silence is judged only by a supervisor that was awake to listen. When its own last turn is long ago, everything was
+stopped (Ctrl-Z, a frozen cgroup, a paused machine), or starved: the others first get the time that a heart needs.
+
 Stopping: the phase in the segment turns readiness and keep-alive off everywhere at once, shards finish what runs,
 control goes last; a second signal, or the end of the grace, kills. Children that outlive us are killed by the kernel.
 """
@@ -27,7 +30,7 @@ from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK, EXIT_SOFTWARE
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.supervisor.children import Child
+from pointsman.daemon.supervisor.children import HEARTBEAT_LIMIT_S, Child
 from pointsman.daemon.supervisor.notify import Notifier
 from pointsman.daemon.supervisor.rollout import Rollout
 from pointsman.daemon.telemetry.logs import log
@@ -37,6 +40,8 @@ MAX_EARLY_DEATHS = 5
 CONTROL_PAUSE_S = 0.25
 MAX_CONTROL_PAUSE_S = 15.0
 CONTROL_STOP_S = 2.0
+PAUSE_S = 1.0
+"""a turn that comes later than this after the last one was not slow: we were not running"""
 KILL_MARGIN_S = 1.0
 """after the grace the shards cut what is left by themselves; this much later they are killed"""
 
@@ -95,6 +100,8 @@ class Arbiter:
         self._control_waits = False
         """control said hello while a rollout was under way"""
         self._next_watchdog = 0.0
+        self._last_turn = time.monotonic()
+        self._patient_until = 0.0
 
     # --- the loop
 
@@ -103,13 +110,14 @@ class Arbiter:
         self._install_signals()
         while True:
             now = time.monotonic()
+            self._notice_pause(now)
             self._reap(now)
             self._obey_signals(now)
+            self._kill_stuck(now)
             if self._stop.is_asked:
                 if self._is_stopped(now):
                     break
             else:
-                self._replace_stuck(now)
                 self._start_missing(now)
             self._advance_rollout(now)
             self._tell_systemd(now)
@@ -189,7 +197,15 @@ class Arbiter:
         elif deaths:
             self._control.restart_at = now + min(MAX_CONTROL_PAUSE_S, CONTROL_PAUSE_S * 2**deaths)
 
-    def _replace_stuck(self, now: float) -> None:
+    def _notice_pause(self, now: float) -> None:
+        if now - self._last_turn > PAUSE_S:
+            log("was_paused", level="warning", seconds=round(now - self._last_turn, 1))
+            self._patient_until = now + HEARTBEAT_LIMIT_S
+        self._last_turn = now
+
+    def _kill_stuck(self, now: float) -> None:
+        if now < self._patient_until:
+            return
         for child in self._children:
             if child.is_running and child.is_stuck(now):
                 log("process_stuck", level="error", process=child.name, pid=child.pid)
@@ -296,7 +312,7 @@ class Arbiter:
             if is_first:
                 for shard in self._shards:
                     shard.tell(Message("serve"))
-        else:
+        elif now >= self._patient_until:
             for index in rollout.silent(now):
                 shard = self._shards[index]
                 if shard.is_ready:

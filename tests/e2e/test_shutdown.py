@@ -206,6 +206,23 @@ def test_a_second_signal_means_now(engine: str) -> None:
     assert took < 0.5
 
 
+def test_a_stopped_shard_does_not_hold_up_a_stop(engine: str) -> None:
+    """It is killed when its heart is missed, not when the grace is over; the other shard finishes what it does."""
+    with gateway(workers=[engine]) as gate:
+        pids = processes_of(gate)
+        victim, survivor = shards = gate.pids("shard")
+        with client_of_each(shards, address_of(gate)) as clients:
+            for client in clients.values():
+                begin(client, stream_of(4.0))
+            os.kill(victim, signal.SIGSTOP)
+            started = time.monotonic()
+            gate.signal(signal.SIGTERM)
+            assert clients[survivor].read_to_end().endswith(LAST_CHUNK)
+            assert ended(gate, within_s=5) == 0
+            assert time.monotonic() - started < 6, "long before the grace of 30 s"
+        assert_nothing_left(gate, pids)
+
+
 def test_a_stopped_shard_does_not_hold_up_a_second_signal(engine: str) -> None:
     with gateway(workers=[engine]) as gate:
         pids = processes_of(gate)
