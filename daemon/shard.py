@@ -159,7 +159,7 @@ class Shard:
         await asyncio.sleep(0)
         while self.context.connections:
             for connection in list(self.context.connections):
-                connection.close_if_idle()
+                connection.close_if_idle(self.context.now())
             if time.monotonic() > deadline:
                 await self._cut_all()
                 break

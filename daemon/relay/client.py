@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
 
 MAX_PIPELINED = 16
+CROSSING_S = 0.1
+"""while the daemon stops: how long a connection must have been idle to be closed"""
 LINGER_S = 5.0
 """how long a refused client's rest is read and thrown away, so that it can read why (a reset would eat the answer)"""
 
@@ -382,8 +384,9 @@ class ClientConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         return self.exchange is None and self._request is None and not self._queue
 
-    def close_if_idle(self) -> None:
-        if self.is_idle and not self.is_closed:
+    def close_if_idle(self, now: float) -> None:
+        """The next request of a client that was answered a moment ago may be on its way: it is waited for."""
+        if self.is_idle and not self.is_closed and now - self._reading_since > CROSSING_S:
             self.transport.close()
 
     def check_deadlines(self, now: float) -> None:

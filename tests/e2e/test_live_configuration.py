@@ -175,15 +175,19 @@ def test_an_edit_changes_the_policy_of_the_next_request_on_every_shard(
 def test_profiles_by_header_and_by_rules(engines: list[str], tmp_path: Path) -> None:
     """Header, then the first rule whose conditions all hold, then the default; edited while connections are open."""
     path = tmp_path / "profiles.json"
-    names = ("default", "asked", "by-model", "by-path", "by-header", "late")
+    names = ("default", "asked", "by-key", "by-model", "by-path", "by-header", "late")
     base = {"profiles": {name: {"routingStrategy": "round-robin"} for name in names}, "defaultProfile": "default"}
     rules = [
+        {"profile": "by-key", "key": "sk-team-a-*", "model": "sim-*"},
         {"profile": "by-model", "model": "sim-*"},
         {"profile": "by-path", "path": "/v1/embed*"},
         {"profile": "by-header", "header": {"X-Job": "nightly-*"}},
         {"profile": "late", "path": "/v1/*"},
     ]
+    team_a = {"Authorization": "Bearer sk-team-a-1"}
     questions = {
+        "key": request({"model": "sim-model", "prompt": "x"}, headers=team_a),
+        "key, but another model": request({"model": "other", "prompt": "x"}, headers=team_a),
         "model": completion(),
         "path": request({"model": "other", "input": "x"}, "/v1/embeddings"),
         "header": request({"model": "other", "prompt": "x"}, headers={"x-job": "nightly-7"}),
@@ -198,13 +202,13 @@ def test_profiles_by_header_and_by_rules(engines: list[str], tmp_path: Path) -> 
         def answers(client: Client) -> list[str]:
             return [client.ask(wire).profile for wire in questions.values()]
 
-        expected = ["by-model", "by-path", "by-header", "late", "default", "asked", "by-model"]
+        expected = ["by-key", "late", "by-model", "by-path", "by-header", "late", "default", "asked", "by-model"]
         assert [answers(client) for client in clients] == [expected, expected]
 
         generation = config(gate)["generation"]
         write_and_rename(path, json.dumps(base | {"match": rules[::-1]}).encode())
         gate.wait_until("the order is turned around", lambda: config(gate)["generation"] > generation)
-        expected = ["late", "late", "late", "late", "default", "asked", "late"]
+        expected = ["late", "late", "late", "late", "late", "late", "default", "asked", "late"]
         assert [answers(client) for client in clients] == [expected, expected]
         assert gate.metrics()["pointsman_profile_fallbacks_total"] == 4
 

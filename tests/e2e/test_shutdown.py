@@ -16,7 +16,7 @@ import pytest
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import wait_gone
-from tests.fakes.traffic import LAST_CHUNK, Client, client_of_each, completion
+from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, client_of_each, completion
 
 TOKEN_S = 0.05
 """of the paced engine"""
@@ -27,6 +27,12 @@ ENDLESS = completion(max_tokens=100_000, stream=True)
 def engine() -> Iterator[str]:
     """7 ms a token at its own speed."""
     with launch_engines(1, "--preset", "h100-8b", "--speed", str(0.007 / TOKEN_S)) as running:
+        yield running[0].url
+
+
+@pytest.fixture(scope="module")
+def quick_engine() -> Iterator[str]:
+    with launch_engines(1) as running:
         yield running[0].url
 
 
@@ -160,6 +166,41 @@ def test_requests_that_were_not_streamed_are_answered_too(engine: str) -> None:
             assert reply.headers["connection"] == "close"
             assert reply.json["usage"]["completion_tokens"] == int(0.8 / TOKEN_S)
         assert ended(gate, within_s=5) == 0
+
+
+def test_under_load_every_request_that_was_sent_is_answered(quick_engine: str) -> None:
+    """Also one that was on its way when its connection had just become idle."""
+    with (
+        gateway(workers=[quick_engine]) as gate,
+        Traffic(address_of(gate), completion(), connections=48, reconnects=False) as traffic,
+    ):
+        gate.wait_until("the load runs", lambda: traffic.report.answered > 1000)
+        started = time.monotonic()
+        gate.signal(signal.SIGTERM)
+        report = traffic.wait()
+        assert ended(gate, within_s=5) == 0
+        took = time.monotonic() - started
+    assert report.failures == []
+    assert took < 1.0
+
+
+def test_a_stop_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path, quick_engine: str) -> None:
+    """At any moment: before there is a supervisor the signal simply ends the process, from then on it is a stop."""
+    codes = []
+    for turn in range(8):
+        gate = Gateway(tmp_path, ["--shards", "2", "--workers", quick_engine])
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and len(gate.children()) < min(turn, 3):
+            time.sleep(0.002)  # the moments are spread over the start by what it has done so far
+        if turn > 4:
+            gate.wait_log(("config_read", "generation_published", "ready")[turn - 5])
+        pids = processes_of(gate)
+        gate.signal(signal.SIGTERM)
+        codes.append(ended(gate, within_s=5))
+        wait_gone(pids, timeout_s=1)
+        assert not gate.socket_path.exists()
+    assert set(codes) <= {0, -signal.SIGTERM}
+    assert codes[-1] == 0
 
 
 def test_what_runs_past_the_grace_is_cut_honestly(engine: str) -> None:

@@ -170,6 +170,7 @@ class Traffic:
         *,
         connections: int,
         total: int | None = None,
+        reconnects: bool = True,
         is_complete: Callable[[bytes], bool] = lambda _answer: True,
     ) -> None:
         self.wire = wire
@@ -178,6 +179,7 @@ class Traffic:
         self.is_complete = is_complete
         self._address = address
         self._connections = connections
+        self._reconnects = reconnects
         self._left = total
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -220,7 +222,7 @@ class Traffic:
         await asyncio.gather(*(self._ask() for _ in range(self._connections)))
 
     async def _ask(self) -> None:
-        """One client: a connection, and another one when it is lost."""
+        """One client: a connection, and (if it `reconnects`) another one when it is lost."""
         loop = asyncio.get_running_loop()
         while not self._is_stopping and self._left != 0:
             try:
@@ -230,6 +232,8 @@ class Traffic:
                 await asyncio.sleep(0.01)
                 continue
             await connection.closed
+            if not self._reconnects:
+                return
 
 
 def shards_of_connections(pids: list[int], port: int) -> dict[int, int]:
