@@ -23,14 +23,15 @@ _LEAST_SLOPE = 1e-4
 class CostModel:
     """Starts at an 8B model on a recent GPU; every guess serves, as it is corrected by what is seen."""
 
-    __slots__ = ("_p00", "_p01", "_p11", "_per_pairs", "_per_tokens", "base_s", "seen")
+    __slots__ = ("_p00", "_p01", "_p11", "_per_pairs", "_per_tokens", "_slope_pairs", "_slope_tokens", "base_s", "seen")
 
-    def __init__(self, *, base_s: float = 0.008, token_s: float = 50e-6, pair_s: float = 2e-9) -> None:
+    def __init__(self, *, base_s: float = 0.001, token_s: float = 50e-6, pair_s: float = 2e-9) -> None:
         self.base_s = base_s
         self.seen = 0
-        self._per_tokens = token_s * _TOKENS
-        self._per_pairs = pair_s * _PAIRS
-        self._p00, self._p01, self._p11 = 0.05, 0.0, 0.05
+        # What least squares says, and what is believed of it: noise may make a slope negative, time is not.
+        self._slope_tokens = self._per_tokens = token_s * _TOKENS
+        self._slope_pairs = self._per_pairs = pair_s * _PAIRS
+        self._p00, self._p01, self._p11 = 1.0, 0.0, 1.0
 
     @property
     def token_s(self) -> float:
@@ -53,9 +54,11 @@ class CostModel:
         g0, g1 = self._p00 * x0 + self._p01 * x1, self._p01 * x0 + self._p11 * x1
         scale = _FORGETTING + x0 * g0 + x1 * g1
         k0, k1 = g0 / scale, g1 / scale
-        error = seconds - self.base_s - self._per_tokens * x0 - self._per_pairs * x1
-        self._per_tokens = max(self._per_tokens + k0 * error, _LEAST_SLOPE)
-        self._per_pairs = max(self._per_pairs + k1 * error, 0.0)
+        error = seconds - self.base_s - self._slope_tokens * x0 - self._slope_pairs * x1
+        self._slope_tokens += k0 * error
+        self._slope_pairs += k1 * error
+        self._per_tokens = max(self._slope_tokens, _LEAST_SLOPE)
+        self._per_pairs = max(self._slope_pairs, 0.0)
         # Without news in one direction, forgetting would let the doubt about it grow for ever.
         forgetting = _FORGETTING if self._p00 + self._p11 < _MOST_DOUBT else 1.0
         self._p00 = (self._p00 - k0 * g0) / forgetting

@@ -27,7 +27,6 @@ from pointsman.daemon.routing.picking import (
 )
 from pointsman.daemon.routing.scorers import MAX_KEY, rendezvous, session_key
 
-HEAD_CHARS = 1024
 _IDENTITY_HEADERS = ("authorization", "x-forwarded-for", "cookie")
 
 
@@ -36,6 +35,8 @@ class KeyedParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The most load over the mean that a key may find at its worker."""
     slack: int = 1
     """Requests above the mean that are always allowed: small fleets at low load must not spill."""
+    head_chars: int = 1024
+    """Of the prompt, for `prefix_hash`: whole blocks, at least one."""
 
 
 def header_key(situation: Situation) -> str:
@@ -44,11 +45,11 @@ def header_key(situation: Situation) -> str:
     return key or next((headers[name][:MAX_KEY] for name in _IDENTITY_HEADERS if headers.get(name)), "")
 
 
-def head_key(situation: Situation) -> str:
+def head_key(situation: Situation, head_chars: int) -> str:
     chain = situation.chain
     if not chain.hashes:
         return ""
-    depth = min(max(HEAD_CHARS // chain.block_chars, 1), len(chain.hashes))
+    depth = min(max(head_chars // chain.block_chars, 1), len(chain.hashes))
     return str(chain.hashes[depth - 1])
 
 
@@ -87,7 +88,7 @@ class Keyed:
         return Explanation(explanation.columns, places, True, (), full)
 
     def _key(self, situation: Situation) -> str:
-        return head_key(situation) if self._is_prefix else header_key(situation)
+        return head_key(situation, self.parameters.head_chars) if self._is_prefix else header_key(situation)
 
     def _ranking(self, situation: Situation, key: str) -> Sequence[int]:
         names = situation.fleet.workers
