@@ -105,26 +105,24 @@ def require_plot() -> Any:
 
 
 def plot(pyplot: Any, summaries: Sequence[Summary], path: Path) -> None:
-    """Bars by policy, one group a trace: TTFT mean and p99 (log), hit rate, goodput."""
+    """Bars by policy, one group a trace: TTFT mean and p99, hit rate, goodput."""
     panels = (
-        ("ttft_mean", "mean TTFT, s", True),
-        ("ttft_p99", "p99 TTFT, s", True),
-        ("hit_rate", "hit rate", False),
-        ("goodput_len", "goodput (length-scaled)", False),
+        ("ttft_mean", "mean TTFT, s"),
+        ("ttft_p99", "p99 TTFT, s"),
+        ("hit_rate", "hit rate"),
+        ("goodput_len", "goodput (length-scaled)"),
     )
     traces = list(dict.fromkeys(summary.trace for summary in summaries))
     policies = list(dict.fromkeys(summary.policy for summary in summaries))
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     width = 0.8 / len(policies)
-    for axis, (name, title, is_log) in zip(axes.flat, panels, strict=True):
+    for axis, (name, title) in zip(axes.flat, panels, strict=True):
         for number, policy in enumerate(policies):
             values = {s.trace: s.mean[name] for s in summaries if s.policy == policy}
             places = [place + number * width for place in range(len(traces))]
             axis.bar(places, [values.get(trace, 0.0) for trace in traces], width, label=policy)
         axis.set_xticks([place + 0.4 - width / 2 for place in range(len(traces))], traces)
         axis.set_title(title)
-        if is_log:
-            axis.set_yscale("log")
     axes.flat[0].legend(fontsize="small")
     figure.savefig(path)
     pyplot.close(figure)
