@@ -56,7 +56,7 @@ class ExpectedCost:
     def _terms(self, situation: Situation) -> list[tuple[float, float, float, float]]:
         """(wait, memory wait, price of pinned memory, charged prefill) in seconds, by eligible worker."""
         fleet, now, parameters = situation.fleet, situation.now, self.parameters
-        theta = 1 + parameters.theta + parameters.theta_gain * max(lost_with(situation), 0.0)
+        theta = 1 + parameters.theta + parameters.theta_gain * lost_with(situation)
         need = (situation.prompt_tokens + fleet.output_mean.value) * CHARS_PER_TOKEN
         rows = []
         for worker in situation.eligible:
@@ -79,5 +79,5 @@ def lost_with(situation: Situation) -> float:
     blocks = len(situation.chain.hashes)
     if not blocks:
         return lost
-    known, held = depths[-1], max(depths[:-1])
-    return lost + _LOST_WEIGHT * ((known - held) / blocks - lost)
+    held = max(depths[:-1])
+    return lost + _LOST_WEIGHT * (max(depths[-1] - held, 0) / blocks - lost)

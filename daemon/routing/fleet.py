@@ -17,7 +17,9 @@ from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN, Chain
 RATE_HALF_LIFE_S = 60.0
 SIGNAL_STALE_S = 5.0
 """Older reports of an engine are not believed; our own counts stand in."""
-MAX_KEYS = 65_536
+USER_HALF_LIFE_S = 150.0
+MAX_USERS = 1024
+MAX_SESSIONS = 65_536
 GHOST_FACTOR = 4
 """Blocks that this many fleets could hold are remembered, to see what a larger cache would have hit."""
 
@@ -121,8 +123,8 @@ class Load:
         return signals if signals is not None and now - signals.at_s <= SIGNAL_STALE_S else None
 
 
-def _decay(elapsed_s: float) -> float:
-    return exp2(-max(elapsed_s, 0.0) / RATE_HALF_LIFE_S)
+def _decay(elapsed_s: float, half_life_s: float = RATE_HALF_LIFE_S) -> float:
+    return exp2(-max(elapsed_s, 0.0) / half_life_s)
 
 
 class Booking:
@@ -181,10 +183,10 @@ class Fleet:
         self.stay = Smoothed(5.0)
         self.lost = 0.0
         """Smoothed share of prompt blocks that were seen lately, yet are held by no worker any more."""
-        self.user_tokens: dict[str, float] = {}
-        """Tokens that users had, for vtc-basic; of the MAX_KEYS users that came last."""
+        self._users: dict[str, tuple[float, float]] = {}
+        """User -> (tokens, as of when), of the MAX_USERS users that came last."""
         self.sessions: dict[str, tuple[int, float]] = {}
-        """Session key -> (worker, last use), of the MAX_KEYS sessions used last."""
+        """Session key -> (worker, last use), of the MAX_SESSIONS sessions used last."""
         self._numbers = 0
 
     def book(
@@ -251,7 +253,7 @@ class Fleet:
         if booking.reserved_chars:
             self._reserve(booking, 0)
         if booking.user:
-            self.charge_user(booking.user, 2.0 * (output_tokens or 0) - 3.0 * booking.prompt_tokens)
+            self.charge_user(booking.user, 2.0 * (output_tokens or 0) - 3.0 * booking.prompt_tokens, now)
         if output_tokens is None:
             return
         load.add_served(output_tokens, now)
@@ -260,18 +262,22 @@ class Fleet:
         if booking.first_token_s is not None and output_tokens > 1:
             load.tpot.add((now - booking.first_token_s) / (output_tokens - 1))
 
-    def charge_user(self, user: str, tokens: float) -> None:
+    def charge_user(self, user: str, tokens: float, now: float) -> None:
         """Prompt tokens count once, output tokens twice; an answer is guessed at 1.5 x the prompt until it is known."""
-        held = self.user_tokens.pop(user, 0.0)
-        self.user_tokens[user] = max(held + tokens, 0.0)
-        if len(self.user_tokens) > MAX_KEYS:
-            del self.user_tokens[next(iter(self.user_tokens))]
+        held, at = self._users.pop(user, (0.0, now))
+        self._users[user] = (max(held * _decay(now - at, USER_HALF_LIFE_S) + tokens, 0.0), now)
+        if len(self._users) > MAX_USERS:
+            del self._users[next(iter(self._users))]
+
+    def user_tokens(self, now: float) -> dict[str, float]:
+        """What every user had lately, with a half-life of USER_HALF_LIFE_S."""
+        return {user: held * _decay(now - at, USER_HALF_LIFE_S) for user, (held, at) in self._users.items()}
 
     def stick(self, key: str, worker: int, now: float) -> None:
         """The session of `key` is at `worker` now."""
         self.sessions.pop(key, None)
         self.sessions[key] = (worker, now)
-        if len(self.sessions) > MAX_KEYS:
+        if len(self.sessions) > MAX_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
 
     def forget(self, worker: int) -> None:

@@ -23,7 +23,7 @@ from pointsman.daemon.routing.index import UNLIMITED
 from pointsman.daemon.routing.picking import NAMED, STICKY, Explanation, Pick, Policy, Situation
 from pointsman.daemon.routing.prompt import BLOCK_BYTES, CHARS_PER_TOKEN, Request
 from pointsman.daemon.routing.rng import SplitMix
-from pointsman.daemon.routing.scorers import session_key
+from pointsman.daemon.routing.scorers import MAX_KEY, session_key
 from pointsman.daemon.routing.strategies import RoutingProfile, build, effective_strategy, read_profile
 
 __all__ = ["Decision", "Request", "Router", "Signals", "Worker"]
@@ -111,10 +111,10 @@ class Router:
             worker, situation.chain, situation.prompt_tokens, cached, now, is_pinned=self._tree_chars is None
         )
         self._turn += 1
-        user = request.headers.get("user", "")
+        user = request.headers.get("user", "")[:MAX_KEY]
         if user:
             booking.user = user
-            fleet.charge_user(user, 4.0 * situation.prompt_tokens)
+            fleet.charge_user(user, 4.0 * situation.prompt_tokens, now)
         reason = NAMED if TARGET_HEADER in request.headers else pick.reason
         return Decision(self.names[worker], worker, reason, cached, wait + booking.prefill_s, booking, explanation)
 

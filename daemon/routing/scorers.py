@@ -145,12 +145,12 @@ _VTC_LEAST_BUCKET = 1000.0
 
 def _vtc_basic(situation: Situation) -> Scores:
     """Users are laid out over the workers by the tokens they had: light users to the front, heavy ones to the back."""
-    user = situation.request.headers.get("user", "")
+    user = situation.request.headers.get("user", "")[:MAX_KEY]
     loads = _loads(situation)
     busy = [_VTC_WEIGHT_LOAD * min(load.in_flight / _VTC_FULL, 1.0) for load in loads]
     if not user:
         return Scores(busy)
-    usage = situation.fleet.user_tokens
+    usage = situation.fleet.user_tokens(situation.now)
     least, most = (min(usage.values()), max(usage.values())) if usage else (0.0, 0.0)
     bucket = max(_VTC_LEAST_BUCKET, (least + most) / 2)
     place = min(usage.get(user, 0.0) / bucket, len(loads) - 1)

@@ -262,3 +262,24 @@ def test_signals_decide_while_fresh_and_decay_to_own_counts() -> None:
         assert (decision.worker, decision.reason) == ("b", "load")
     stale = router.choose(Request(prompt_tokens=100), 60.0)
     assert (stale.worker, stale.reason) == ("a", "stale signal")
+
+
+def test_vtc_lays_users_out_by_what_they_really_had() -> None:
+    router = Router([Worker("a"), Worker("b"), Worker("c")], "vtc-basic")
+    for _ in range(3):
+        decision = router.choose(Request(prompt_tokens=1000, headers={"user": "heavy"}), 0.0)
+        router.finish(decision, 0.0, 500)
+    assert router.fleet.user_tokens(0.0) == {"heavy": 6000.0}
+    assert router.fleet.user_tokens(150.0) == {"heavy": 3000.0}
+    light = router.choose(Request(prompt_tokens=10, headers={"user": "light"}), 0.0)
+    assert light.worker == "a"
+    assert router.choose(Request(prompt_tokens=1000, headers={"user": "heavy"}), 0.0).worker == "c"
+
+
+def test_session_affinity_by_address_and_by_key() -> None:
+    router = Router([Worker("http://h:1"), Worker("http://h:2"), Worker("http://h:3")], "session-affinity")
+    named = {"x-session-id": "aDoy"}  # base64 of h:2
+    keyed = {"x-aibrix-session-key": "s"}
+    assert {router.choose(Request(headers=named), 0.0).worker for _ in range(9)} == {"http://h:2"}
+    assert len({router.choose(Request(headers=keyed), 0.0).worker for _ in range(9)}) == 1
+    assert len({router.choose(Request(), 0.0).worker for _ in range(60)}) == 3
