@@ -97,20 +97,21 @@ cdef extern from "prefix_core.h" nogil:
         uint32_t cold, hot
     ctypedef struct px_header:
         uint64_t magic, version, size, block_bytes, seed, slots
-        uint64_t block_count, holding_count, pin_count, block_buckets, holding_buckets
-        uint64_t off_slots, off_block_heads, off_holding_heads, off_blocks, off_holdings, off_pins
+        uint64_t block_count, holding_count, pin_count, table_size, holding_buckets
+        uint64_t off_slots, off_table, off_holding_heads, off_blocks, off_holdings, off_pins
         uint64_t clock, blocks_used, holdings_used, pins_used
         uint64_t evictions, memory_evictions, truncations, pin_failures, lock_timeouts, recoveries, resets, dropped_pins
     ctypedef struct px_index:
         unsigned char *base
         px_header *head
         px_slot *slots
-        uint32_t *block_heads
+        uint64_t *table
         uint32_t *holding_heads
         px_block *blocks
         px_holding *holdings
         px_pin *pins
-        uint64_t block_mask, holding_mask
+        uint64_t table_mask, holding_mask
+        uint32_t expected, far
     ctypedef struct px_chain_view:
         const uint64_t *hashes
         uint64_t n, block_chars, total
@@ -120,8 +121,6 @@ cdef extern from "prefix_core.h" nogil:
     int px_settle_lock(px_index *ix, int code)
     int px_unlock(px_index *ix)
     void px_clear(px_index *ix)
-    void px_commit(px_index *ix)
-    void px_set64(px_index *ix, uint64_t *field, uint64_t value)
     uint32_t px_find_block(px_index *ix, uint64_t hash)
     uint32_t px_find_holding(px_index *ix, uint32_t block, uint32_t slot)
     uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint64_t block_chars, uint64_t total, uint64_t *out)
@@ -345,12 +344,13 @@ cdef class RawIndex:
         elif not self._is_sound():
             raise ValueError("the header of the prefix index does not fit its segment")
         self.ix.slots = <px_slot *> (self.ix.base + head.off_slots)
-        self.ix.block_heads = <uint32_t *> (self.ix.base + head.off_block_heads)
+        self.ix.table = <uint64_t *> (self.ix.base + head.off_table)
         self.ix.holding_heads = <uint32_t *> (self.ix.base + head.off_holding_heads)
         self.ix.blocks = <px_block *> (self.ix.base + head.off_blocks)
         self.ix.holdings = <px_holding *> (self.ix.base + head.off_holdings)
         self.ix.pins = <px_pin *> (self.ix.base + head.off_pins)
-        self.ix.block_mask = head.block_buckets - 1
+        self.ix.expected = self.ix.far = PX_NONE
+        self.ix.table_mask = head.table_size - 1
         self.ix.holding_mask = head.holding_buckets - 1
         if layout is not None:
             px_clear(&self.ix)
@@ -364,9 +364,9 @@ cdef class RawIndex:
         head.version, head.size = _layout.VERSION, layout.size_bytes
         head.block_bytes, head.seed, head.slots = block_bytes, seed, layout.slots
         head.block_count, head.holding_count, head.pin_count = layout.blocks, layout.holdings, layout.pins
-        head.block_buckets, head.holding_buckets = layout.block_buckets, layout.holding_buckets
+        head.table_size, head.holding_buckets = layout.table_size, layout.holding_buckets
         head.off_slots = layout.off_slots
-        head.off_block_heads, head.off_holding_heads = layout.off_block_heads, layout.off_holding_heads
+        head.off_table, head.off_holding_heads = layout.off_table, layout.off_holding_heads
         head.off_blocks, head.off_holdings, head.off_pins = layout.off_blocks, layout.off_holdings, layout.off_pins
 
     cdef bint _is_sound(self) except -1:
@@ -378,10 +378,10 @@ cdef class RawIndex:
         return (
             layout.size_bytes == head.size
             and head.size <= <uint64_t> self.view.len
-            and (layout.block_buckets, layout.holding_buckets) == (head.block_buckets, head.holding_buckets)
+            and (layout.table_size, layout.holding_buckets) == (head.table_size, head.holding_buckets)
             and (layout.off_slots, layout.off_blocks, layout.off_holdings, layout.off_pins)
             == (head.off_slots, head.off_blocks, head.off_holdings, head.off_pins)
-            and (layout.off_block_heads, layout.off_holding_heads) == (head.off_block_heads, head.off_holding_heads)
+            and (layout.off_table, layout.off_holding_heads) == (head.off_table, head.off_holding_heads)
             and _layout.MIN_BLOCK_CHARS <= head.block_bytes <= _layout.MAX_BLOCK_CHARS
         )
 

@@ -27,14 +27,17 @@ static void px_check_blocks(px_index *ix, px_report *report, px_recount *of_bloc
     uint64_t i, used = 0, reached = 0, freed = 0;
     for (i = 0; i < head->block_count; i++) used += ix->blocks[i].holders != 0;
     PX_EXPECT(used == head->blocks_used, "blocks_used %llu, recount %llu", (unsigned long long)head->blocks_used, (unsigned long long)used);
-    for (i = 0; i < head->block_buckets; i++)
-        for (uint32_t b = ix->block_heads[i]; b != PX_NONE; b = ix->blocks[b].next) {
-            if (b >= head->block_count || of_block[b].seen++) { px_wrong(report, "bucket %llu: bad or repeated block %u", (unsigned long long)i, b); break; }
-            reached++;
-            PX_EXPECT(ix->blocks[b].holders, "free block %u in a bucket", b);
-            PX_EXPECT((ix->blocks[b].hash & ix->block_mask) == i, "block %u in a wrong bucket", b);
-        }
-    PX_EXPECT(reached == used, "%llu blocks in buckets, %llu used", (unsigned long long)reached, (unsigned long long)used);
+    for (i = 0; i < head->table_size; i++) {
+        uint64_t entry = ix->table[i];
+        uint32_t b = (uint32_t)entry;
+        if (entry == PX_EMPTY) continue;
+        if (b >= head->block_count || of_block[b].seen++) { px_wrong(report, "table %llu: bad or repeated block %u", (unsigned long long)i, b); continue; }
+        reached++;
+        PX_EXPECT(ix->blocks[b].holders, "free block %u in the table", b);
+        PX_EXPECT(entry == px_entry(ix->blocks[b].hash, b), "block %u: another hash in the table", b);
+        PX_EXPECT(px_find_block(ix, ix->blocks[b].hash) == b, "block %u is not found", b);
+    }
+    PX_EXPECT(reached == used, "%llu blocks in the table, %llu used", (unsigned long long)reached, (unsigned long long)used);
     for (uint64_t b = head->free_block; b != PX_NONE; b = ix->blocks[b].next) {
         if (b >= head->block_count || of_block[b].seen++) { px_wrong(report, "free list: bad or repeated block %llu", (unsigned long long)b); break; }
         freed++;

@@ -28,13 +28,15 @@
 #define PX_FREE 0xFFFFu /* a holding's slot, while nobody uses it */
 #define PX_SLOTS 256
 #define PX_MASK (PX_SLOTS / 64)
-#define PX_JOURNAL 64
+#define PX_JOURNAL 250 /* a step needs some 25, and one per entry that a removal shifts */
 #define PX_ALL UINT64_MAX
 #define PX_OVERDUE 256 /* evictions towards a lowered capacity that one insert or unpin does on top of its own */
 #define PX_BATCH 64 /* evictions for memory per choice of the worker with the oldest leaf */
 
+#define PX_FAR 8
+
 #define PX_BARRIER() __asm__ volatile("" ::: "memory")
-#define PX_LIKELY(x) __builtin_expect(!!(x), 1)
+#define PX_INLINE inline __attribute__((always_inline))
 #define PX_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 typedef uint64_t __attribute__((may_alias)) px_word;
@@ -44,7 +46,7 @@ typedef struct {
     uint64_t mask[PX_MASK]; /* which slots hold it */
     uint32_t chars;
     uint32_t parent;        /* the block before it */
-    uint32_t next;          /* in its bucket, or in the free list */
+    uint32_t next;          /* in the free list */
     uint32_t holders;       /* bits in mask; 0 = free */
     uint64_t reserved;
 } px_block;
@@ -83,8 +85,8 @@ typedef struct { uint64_t offset, old; } px_undo;
 typedef struct {
     /* written once, by the creator */
     uint64_t magic, version, size, block_bytes, seed, slots;
-    uint64_t block_count, holding_count, pin_count, block_buckets, holding_buckets;
-    uint64_t off_slots, off_block_heads, off_holding_heads, off_blocks, off_holdings, off_pins;
+    uint64_t block_count, holding_count, pin_count, table_size, holding_buckets;
+    uint64_t off_slots, off_table, off_holding_heads, off_blocks, off_holdings, off_pins;
     uint64_t padding0[15];
     union { pthread_mutex_t mutex; uint64_t mutex_words[16]; };
     /* under the mutex, journalled */
@@ -102,11 +104,13 @@ typedef struct {
     unsigned char *base;
     px_header *head;
     px_slot *slots;
-    uint32_t *block_heads, *holding_heads;
+    uint64_t *table;        /* tag << 32 | block: open addressing, linear probing */
+    uint32_t *holding_heads;
     px_block *blocks;
     px_holding *holdings;
     px_pin *pins;
-    uint64_t block_mask, holding_mask;
+    uint64_t table_mask, holding_mask;
+    uint32_t expected, far; /* of the next drop; see px_look_ahead */
 } px_index;
 
 /* --- steps, journal, recovery */
@@ -129,38 +133,42 @@ static __attribute__((cold, noinline)) void px_journal_overflow(void) {
     abort(); /* a bug; the journal so far is valid, the next holder rolls back */
 }
 
-static inline void px_note(px_index *ix, void *field) {
+/* How many words the step has noted. A local variable of whoever makes the step, so that it stays in a register: read
+ * back from the journal each time, it would cost a store-to-load forward per word. */
+typedef struct { uint64_t noted; } px_step;
+
+static PX_INLINE void px_note(px_index *ix, px_step *step, void *field) {
     px_header *head = ix->head;
-    uint64_t n = head->journal_size;
     px_word *word = (px_word *)((uintptr_t)field & ~(uintptr_t)7);
-    if (PX_UNLIKELY(n >= PX_JOURNAL)) px_journal_overflow();
-    head->journal[n].offset = (uint64_t)((unsigned char *)word - ix->base);
-    head->journal[n].old = *word;
+    px_undo *undo = &head->journal[step->noted];
+    if (PX_UNLIKELY(step->noted >= PX_JOURNAL)) px_journal_overflow();
+    undo->offset = (uint64_t)((unsigned char *)word - ix->base);
+    undo->old = *word;
     PX_BARRIER();
-    head->journal_size = n + 1;
-    PX_BARRIER();
-    px_abort_point();
-}
-
-static inline void px_set64(px_index *ix, uint64_t *field, uint64_t value) {
-    px_note(ix, field);
-    *field = value;
-}
-
-static inline void px_set32(px_index *ix, uint32_t *field, uint32_t value) {
-    px_note(ix, field);
-    *field = value;
-}
-
-static inline void px_set16(px_index *ix, uint16_t *field, uint16_t value) {
-    px_note(ix, field);
-    *field = value;
-}
-
-static inline void px_commit(px_index *ix) {
+    head->journal_size = ++step->noted;
     PX_BARRIER();
     px_abort_point();
-    ix->head->journal_size = 0;
+}
+
+static PX_INLINE void px_set64(px_index *ix, px_step *step, uint64_t *field, uint64_t value) {
+    px_note(ix, step, field);
+    *field = value;
+}
+
+static PX_INLINE void px_set32(px_index *ix, px_step *step, uint32_t *field, uint32_t value) {
+    px_note(ix, step, field);
+    *field = value;
+}
+
+static PX_INLINE void px_set16(px_index *ix, px_step *step, uint16_t *field, uint16_t value) {
+    px_note(ix, step, field);
+    *field = value;
+}
+
+static PX_INLINE void px_commit(px_index *ix, px_step *step) {
+    PX_BARRIER();
+    px_abort_point();
+    ix->head->journal_size = step->noted = 0;
     PX_BARRIER();
 }
 
@@ -186,7 +194,7 @@ static int px_rollback(px_index *ix) {
 static void px_clear(px_index *ix) {
     px_header *head = ix->head;
     uint64_t i;
-    memset(ix->block_heads, 0xFF, head->block_buckets * sizeof(uint32_t));
+    memset(ix->table, 0xFF, head->table_size * sizeof(uint64_t));
     memset(ix->holding_heads, 0xFF, head->holding_buckets * sizeof(uint32_t));
     for (i = 0; i < head->block_count; i++) {
         memset(&ix->blocks[i], 0, sizeof(px_block));
@@ -273,7 +281,12 @@ static inline int px_unlock(px_index *ix) { return pthread_mutex_unlock(&ix->hea
 
 /* --- finding */
 
-static inline uint32_t *px_block_head(px_index *ix, uint64_t hash) { return &ix->block_heads[hash & ix->block_mask]; }
+#define PX_EMPTY UINT64_MAX
+
+static inline uint64_t px_entry(uint64_t hash, uint32_t block) { return (hash & 0xFFFFFFFF00000000ULL) | block; }
+
+/* Where an entry would like to be: known from the entry alone, so a removal shifts others without looking at their blocks. */
+static inline uint64_t px_home(px_index *ix, uint64_t entry_or_hash) { return entry_or_hash >> 32 & ix->table_mask; }
 
 /* Blocks of a chain lie side by side in the pool, so for one slot their buckets do too. */
 static inline uint32_t *px_holding_head(px_index *ix, uint32_t block, uint32_t slot) {
@@ -281,9 +294,12 @@ static inline uint32_t *px_holding_head(px_index *ix, uint32_t block, uint32_t s
 }
 
 static inline uint32_t px_find_block(px_index *ix, uint64_t hash) {
-    uint32_t i = *px_block_head(ix, hash);
-    while (i != PX_NONE && ix->blocks[i].hash != hash) i = ix->blocks[i].next;
-    return i;
+    uint64_t at = px_home(ix, hash), entry;
+    while ((entry = ix->table[at]) != PX_EMPTY) {
+        if (entry >> 32 == hash >> 32 && ix->blocks[(uint32_t)entry].hash == hash) return (uint32_t)entry;
+        at = (at + 1) & ix->table_mask;
+    }
+    return PX_NONE;
 }
 
 static inline uint32_t px_find_holding(px_index *ix, uint32_t block, uint32_t slot) {
@@ -378,53 +394,106 @@ static uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint6
 
 /* --- order of use */
 
-static inline void px_unlist(px_index *ix, px_slot *slot, uint32_t i) {
+static PX_INLINE void px_unlist(px_index *ix, px_step *step, px_slot *slot, uint32_t i) {
     px_holding *h = &ix->holdings[i];
-    if (h->prev != PX_NONE) px_set32(ix, &ix->holdings[h->prev].next, h->next);
-    else px_set32(ix, &slot->cold, h->next);
-    if (h->next != PX_NONE) px_set32(ix, &ix->holdings[h->next].prev, h->prev);
-    else px_set32(ix, &slot->hot, h->prev);
-    px_set16(ix, &h->listed, 0);
+    if (h->prev != PX_NONE) px_set32(ix, step, &ix->holdings[h->prev].next, h->next);
+    else px_set32(ix, step, &slot->cold, h->next);
+    if (h->next != PX_NONE) px_set32(ix, step, &ix->holdings[h->next].prev, h->prev);
+    else px_set32(ix, step, &slot->hot, h->prev);
+    px_set16(ix, step, &h->listed, 0);
 }
 
-static inline void px_list_hot(px_index *ix, px_slot *slot, uint32_t i) {
+static PX_INLINE void px_list_hot(px_index *ix, px_step *step, px_slot *slot, uint32_t i) {
     px_holding *h = &ix->holdings[i];
-    px_note(ix, &h->prev); /* prev and next share a word */
+    px_note(ix, step, &h->prev); /* prev and next share a word */
     h->prev = slot->hot;
     h->next = PX_NONE;
-    px_set16(ix, &h->listed, 1);
-    if (slot->hot != PX_NONE) px_set32(ix, &ix->holdings[slot->hot].next, i);
-    else px_set32(ix, &slot->cold, i);
-    px_set32(ix, &slot->hot, i);
+    px_set16(ix, step, &h->listed, 1);
+    if (slot->hot != PX_NONE) px_set32(ix, step, &ix->holdings[slot->hot].next, i);
+    else px_set32(ix, step, &slot->cold, i);
+    px_set32(ix, step, &slot->hot, i);
 }
 
-static inline void px_list_cold(px_index *ix, px_slot *slot, uint32_t i) {
+static PX_INLINE void px_list_cold(px_index *ix, px_step *step, px_slot *slot, uint32_t i) {
     px_holding *h = &ix->holdings[i];
-    px_note(ix, &h->prev);
+    px_note(ix, step, &h->prev);
     h->prev = PX_NONE;
     h->next = slot->cold;
-    px_set16(ix, &h->listed, 1);
-    if (slot->cold != PX_NONE) px_set32(ix, &ix->holdings[slot->cold].prev, i);
-    else px_set32(ix, &slot->hot, i);
-    px_set32(ix, &slot->cold, i);
+    px_set16(ix, step, &h->listed, 1);
+    if (slot->cold != PX_NONE) px_set32(ix, step, &ix->holdings[slot->cold].prev, i);
+    else px_set32(ix, step, &slot->hot, i);
+    px_set32(ix, step, &slot->cold, i);
 }
 
 /* One step: used just now. */
 static void px_renew(px_index *ix, uint32_t i) {
+    px_step here = {0}, *step = &here;
     px_holding *h = &ix->holdings[i];
     px_slot *slot = &ix->slots[h->slot];
     uint64_t stamp = ix->head->clock + 1;
-    if (h->listed) px_unlist(ix, slot, i);
-    px_list_hot(ix, slot, i);
-    px_set64(ix, &h->stamp, stamp);
-    px_set64(ix, &ix->head->clock, stamp);
-    px_commit(ix);
+    if (h->listed) px_unlist(ix, step, slot, i);
+    px_list_hot(ix, step, slot, i);
+    px_set64(ix, step, &h->stamp, stamp);
+    px_set64(ix, step, &ix->head->clock, stamp);
+    px_commit(ix, step);
 }
 
 /* --- dropping */
 
+static PX_INLINE void px_table_add(px_index *ix, px_step *step, uint64_t hash, uint32_t block) {
+    uint64_t at = px_home(ix, hash);
+    while (ix->table[at] != PX_EMPTY) at = (at + 1) & ix->table_mask;
+    px_set64(ix, step, &ix->table[at], px_entry(hash, block));
+}
+
+/* Shifts back what stands behind it, as far as it is out of its place: no tombstones, so probing never degrades. At most
+ * half of the table is used and the hash is keyed: a run long enough to overflow the journal has no measurable chance. */
+static PX_INLINE void px_table_remove(px_index *ix, px_step *step, uint64_t hash, uint32_t block) {
+    uint64_t hole = px_home(ix, hash), at, wanted = px_entry(hash, block), entry;
+    while (ix->table[hole] != wanted) hole = (hole + 1) & ix->table_mask;
+    for (at = (hole + 1) & ix->table_mask; (entry = ix->table[at]) != PX_EMPTY; at = (at + 1) & ix->table_mask) {
+        if (((at - px_home(ix, entry)) & ix->table_mask) < ((at - hole) & ix->table_mask)) continue;
+        px_set64(ix, step, &ix->table[hole], entry);
+        hole = at;
+    }
+    px_set64(ix, step, &ix->table[hole], PX_EMPTY);
+}
+
+/* What is dropped has not been used for long, so it is in no cache; but what comes next is known: the parent, and behind
+ * the root the next in the order. Some drops ahead its place in the table is asked for. */
+static inline uint32_t px_after(px_index *ix, uint32_t i, uint32_t next) {
+    uint32_t parent = i == PX_NONE ? PX_NONE : ix->holdings[i].parent;
+    return parent == PX_NONE ? next : parent;
+}
+
+/* Inlined by force: GCC takes a function that only prefetches for one without effect, and leaves its calls out. */
+static PX_INLINE void px_want(px_index *ix, uint32_t i) {
+    px_holding *h;
+    if (i == PX_NONE) return;
+    h = &ix->holdings[i];
+    if (h->parent != PX_NONE) __builtin_prefetch(&ix->holdings[h->parent], 1);
+    if (ix->blocks[h->block].parent != PX_NONE) __builtin_prefetch(&ix->blocks[ix->blocks[h->block].parent], 1);
+    __builtin_prefetch(&ix->table[px_home(ix, ix->blocks[h->block].hash)], 1);
+    __builtin_prefetch(px_holding_head(ix, h->block, h->slot), 1);
+}
+
+static PX_INLINE void px_look_ahead(px_index *ix, uint32_t i) {
+    uint32_t next = ix->holdings[i].next, k;
+    if (PX_UNLIKELY(ix->expected != i)) {
+        ix->far = i;
+        for (k = 1; k < PX_FAR; k++) {
+            ix->far = px_after(ix, ix->far, next);
+            px_want(ix, ix->far);
+        }
+    }
+    ix->far = px_after(ix, ix->far, next);
+    px_want(ix, ix->far);
+    ix->expected = px_after(ix, i, next);
+}
+
 /* One step: the worker of this leaf, which nobody pins, no longer holds the block. */
 static void px_drop(px_index *ix, uint32_t i) {
+    px_step here = {0}, *step = &here;
     px_header *head = ix->head;
     px_holding *h = &ix->holdings[i];
     uint32_t slot_number = h->slot, block_number = h->block;
@@ -432,47 +501,37 @@ static void px_drop(px_index *ix, uint32_t i) {
     px_block *block = &ix->blocks[block_number];
     uint32_t *link;
 
-    if (h->parent != PX_NONE) { /* most likely the next to go */
-        px_holding *parent = &ix->holdings[h->parent];
-        __builtin_prefetch(px_block_head(ix, ix->blocks[parent->block].hash), 1);
-        __builtin_prefetch(px_holding_head(ix, parent->block, slot_number), 1);
-        if (parent->parent != PX_NONE) {
-            __builtin_prefetch(&ix->holdings[parent->parent], 1);
-            __builtin_prefetch(&ix->blocks[ix->blocks[parent->block].parent], 1);
-        }
-    }
-    if (h->listed) px_unlist(ix, slot, i);
-    px_set64(ix, &slot->chars, slot->chars - block->chars);
-    px_set64(ix, &slot->blocks, slot->blocks - 1);
+    px_look_ahead(ix, i);
+    if (h->listed) px_unlist(ix, step, slot, i);
+    px_set64(ix, step, &slot->chars, slot->chars - block->chars);
+    px_set64(ix, step, &slot->blocks, slot->blocks - 1);
 
     link = px_holding_head(ix, block_number, slot_number);
     while (*link != i) link = &ix->holdings[*link].bucket_next;
-    px_set32(ix, link, h->bucket_next);
+    px_set32(ix, step, link, h->bucket_next);
 
     if (h->parent != PX_NONE) {
         px_holding *parent = &ix->holdings[h->parent];
-        px_set32(ix, &parent->children, parent->children - 1);
+        px_set32(ix, step, &parent->children, parent->children - 1);
         if (!parent->children && !parent->listed) {
-            px_list_cold(ix, slot, h->parent);
-            if (parent->stamp < h->stamp) px_set64(ix, &parent->stamp, h->stamp);
+            px_list_cold(ix, step, slot, h->parent);
+            if (parent->stamp < h->stamp) px_set64(ix, step, &parent->stamp, h->stamp);
         }
     }
-    px_set64(ix, &block->mask[slot_number >> 6], block->mask[slot_number >> 6] & ~(1ULL << (slot_number & 63)));
-    px_set32(ix, &block->holders, block->holders - 1);
+    px_set64(ix, step, &block->mask[slot_number >> 6], block->mask[slot_number >> 6] & ~(1ULL << (slot_number & 63)));
+    px_set32(ix, step, &block->holders, block->holders - 1);
     if (!block->holders) {
-        link = px_block_head(ix, block->hash);
-        while (*link != block_number) link = &ix->blocks[*link].next;
-        px_set32(ix, link, block->next);
-        px_set32(ix, &block->next, (uint32_t)head->free_block);
-        px_set64(ix, &head->free_block, block_number);
-        px_set64(ix, &head->blocks_used, head->blocks_used - 1);
+        px_table_remove(ix, step, block->hash, block_number);
+        px_set32(ix, step, &block->next, (uint32_t)head->free_block);
+        px_set64(ix, step, &head->free_block, block_number);
+        px_set64(ix, step, &head->blocks_used, head->blocks_used - 1);
     }
-    px_note(ix, &h->bucket_next); /* shares a word with slot and listed */
+    px_note(ix, step, &h->bucket_next); /* shares a word with slot and listed */
     h->bucket_next = (uint32_t)head->free_holding;
     h->slot = PX_FREE;
-    px_set64(ix, &head->free_holding, i);
-    px_set64(ix, &head->holdings_used, head->holdings_used - 1);
-    px_commit(ix);
+    px_set64(ix, step, &head->free_holding, i);
+    px_set64(ix, step, &head->holdings_used, head->holdings_used - 1);
+    px_commit(ix, step);
     head->evictions++;
     slot->evicted++;
 }
@@ -480,12 +539,13 @@ static void px_drop(px_index *ix, uint32_t i) {
 /* The coldest leaf of a worker that nobody pins, or PX_NONE. What is no leaf any more, or pinned, leaves the order here:
  * it comes back when its last child goes or its last pin does. */
 static uint32_t px_coldest(px_index *ix, px_slot *slot, uint32_t keep) {
+    px_step here = {0}, *step = &here;
     uint32_t i;
     while ((i = slot->cold) != PX_NONE && i != keep) {
         px_holding *h = &ix->holdings[i];
         if (!h->children && !h->pins) return i;
-        px_unlist(ix, slot, i);
-        px_commit(ix);
+        px_unlist(ix, step, slot, i);
+        px_commit(ix, step);
     }
     return PX_NONE;
 }
@@ -540,6 +600,7 @@ static uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, u
 
 /* One step: `slot` holds the block behind `parent` (a holding, or PX_NONE). Room was made. Returns the holding. */
 static uint32_t px_add(px_index *ix, uint32_t slot_number, uint32_t parent, uint64_t hash, uint32_t chars, uint32_t block_number) {
+    px_step here = {0}, *step = &here;
     px_header *head = ix->head;
     px_slot *slot = &ix->slots[slot_number];
     px_block *block;
@@ -549,52 +610,50 @@ static uint32_t px_add(px_index *ix, uint32_t slot_number, uint32_t parent, uint
     if (block_number == PX_NONE) {
         block_number = (uint32_t)head->free_block;
         block = &ix->blocks[block_number];
-        px_set64(ix, &head->free_block, block->next);
-        px_set64(ix, &head->blocks_used, head->blocks_used + 1);
-        link = px_block_head(ix, hash);
-        px_note(ix, &block->next); /* shares a word with holders */
+        px_set64(ix, step, &head->free_block, block->next);
+        px_set64(ix, step, &head->blocks_used, head->blocks_used + 1);
+        px_note(ix, step, &block->next); /* shares a word with holders */
         block->hash = hash;
         memset(block->mask, 0, sizeof block->mask);
         block->mask[slot_number >> 6] = 1ULL << (slot_number & 63);
         block->chars = chars;
         block->parent = parent == PX_NONE ? PX_NONE : ix->holdings[parent].block;
-        block->next = *link;
         block->holders = 1;
-        px_set32(ix, link, block_number);
+        px_table_add(ix, step, hash, block_number);
     } else {
         block = &ix->blocks[block_number];
-        px_set64(ix, &block->mask[slot_number >> 6], block->mask[slot_number >> 6] | 1ULL << (slot_number & 63));
-        px_set32(ix, &block->holders, block->holders + 1);
+        px_set64(ix, step, &block->mask[slot_number >> 6], block->mask[slot_number >> 6] | 1ULL << (slot_number & 63));
+        px_set32(ix, step, &block->holders, block->holders + 1);
     }
 
     i = (uint32_t)head->free_holding;
     h = &ix->holdings[i];
-    px_set64(ix, &head->free_holding, h->bucket_next);
-    px_set64(ix, &head->holdings_used, head->holdings_used + 1);
+    px_set64(ix, step, &head->free_holding, h->bucket_next);
+    px_set64(ix, step, &head->holdings_used, head->holdings_used + 1);
     link = px_holding_head(ix, block_number, slot_number);
-    px_note(ix, &h->bucket_next);
+    px_note(ix, step, &h->bucket_next);
     h->block = block_number;
     h->parent = parent;
     h->bucket_next = *link;
     h->slot = (uint16_t)slot_number;
     h->listed = 1;
     h->children = h->pins = 0;
-    px_set32(ix, link, i);
+    px_set32(ix, step, link, i);
 
-    px_set64(ix, &slot->chars, slot->chars + block->chars);
-    px_set64(ix, &slot->blocks, slot->blocks + 1);
+    px_set64(ix, step, &slot->chars, slot->chars + block->chars);
+    px_set64(ix, step, &slot->blocks, slot->blocks + 1);
     if (parent != PX_NONE) {
-        px_set32(ix, &ix->holdings[parent].children, ix->holdings[parent].children + 1);
-        if (ix->holdings[parent].listed) px_unlist(ix, slot, parent);
+        px_set32(ix, step, &ix->holdings[parent].children, ix->holdings[parent].children + 1);
+        if (ix->holdings[parent].listed) px_unlist(ix, step, slot, parent);
     }
     h->prev = slot->hot;
     h->next = PX_NONE;
-    if (slot->hot != PX_NONE) px_set32(ix, &ix->holdings[slot->hot].next, i);
-    else px_set32(ix, &slot->cold, i);
-    px_set32(ix, &slot->hot, i);
+    if (slot->hot != PX_NONE) px_set32(ix, step, &ix->holdings[slot->hot].next, i);
+    else px_set32(ix, step, &slot->cold, i);
+    px_set32(ix, step, &slot->hot, i);
     h->stamp = head->clock + 1;
-    px_set64(ix, &head->clock, h->stamp);
-    px_commit(ix);
+    px_set64(ix, step, &head->clock, h->stamp);
+    px_commit(ix, step);
     return i;
 }
 
@@ -651,11 +710,11 @@ static uint64_t px_insert(px_index *ix, uint32_t slot_number, const px_chain_vie
     }
     if (end < n) head->truncations++;
 
-    for (i = depth; i < end && i < depth + 8; i++) __builtin_prefetch(px_block_head(ix, chain->hashes[i]), 1);
+    for (i = depth; i < end && i < depth + 8; i++) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[i])], 1);
     exists = px_depth(ix, chain->hashes, depth, n, -1);
     for (i = depth; i < end; i++) {
         uint32_t block = i < exists ? px_find_block(ix, chain->hashes[i]) : PX_NONE;
-        if (i + 8 < end) __builtin_prefetch(px_block_head(ix, chain->hashes[i + 8]), 1);
+        if (i + 8 < end) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[i + 8])], 1);
         last = px_add(ix, slot_number, last, chain->hashes[i], (uint32_t)px_size_of(chain, i), block);
     }
     *deepest = last;
@@ -675,6 +734,7 @@ static void px_settle(px_index *ix, uint32_t slot_number) {
  * The record walks down from the first ancestor that is not pinned, one step a block; so wherever the process ends,
  * pins == records on it + pinned children, and the slot's pinned characters are right. `path` has room for the chain. */
 static uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path) {
+    px_step here = {0}, *step = &here;
     px_header *head = ix->head;
     uint32_t number = (uint32_t)head->free_pin, slot_number = ix->holdings[target].slot, i = target;
     px_slot *slot = &ix->slots[slot_number];
@@ -690,34 +750,35 @@ static uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint3
         i = ix->holdings[i].parent;
     }
     pin = &ix->pins[number];
-    px_set64(ix, &head->free_pin, pin->next);
-    px_set64(ix, &head->pins_used, head->pins_used + 1);
-    px_set64(ix, &slot->pins, slot->pins + 1);
-    px_note(ix, &pin->holding); /* with slot and shard */
-    px_note(ix, &pin->nonce);
+    px_set64(ix, step, &head->free_pin, pin->next);
+    px_set64(ix, step, &head->pins_used, head->pins_used + 1);
+    px_set64(ix, step, &slot->pins, slot->pins + 1);
+    px_note(ix, step, &pin->holding); /* with slot and shard */
+    px_note(ix, step, &pin->nonce);
     pin->nonce = (pin->nonce + 1) & 0x7FFFFFFF;
     pin->slot = (uint16_t)slot_number;
     pin->shard = (uint16_t)shard;
     if (i == PX_NONE) {
         i = path[--n];
-        px_set64(ix, &slot->pinned, slot->pinned + ix->blocks[ix->holdings[i].block].chars);
+        px_set64(ix, step, &slot->pinned, slot->pinned + ix->blocks[ix->holdings[i].block].chars);
     }
     pin->holding = i;
-    px_set32(ix, &ix->holdings[i].pins, ix->holdings[i].pins + 1);
-    px_commit(ix);
+    px_set32(ix, step, &ix->holdings[i].pins, ix->holdings[i].pins + 1);
+    px_commit(ix, step);
     while (n) {
         i = path[--n];
         /* the parent loses the record and gains a pinned child */
-        px_set32(ix, &pin->holding, i);
-        px_set32(ix, &ix->holdings[i].pins, 1);
-        px_set64(ix, &slot->pinned, slot->pinned + ix->blocks[ix->holdings[i].block].chars);
-        px_commit(ix);
+        px_set32(ix, step, &pin->holding, i);
+        px_set32(ix, step, &ix->holdings[i].pins, 1);
+        px_set64(ix, step, &slot->pinned, slot->pinned + ix->blocks[ix->holdings[i].block].chars);
+        px_commit(ix, step);
     }
     return (uint64_t)pin->nonce << 32 | (number + 1);
 }
 
 /* Takes a pin record back, from its block up to the first ancestor that others pin; renews the chain. */
 static void px_unpin_record(px_index *ix, uint32_t number) {
+    px_step here = {0}, *step = &here;
     px_header *head = ix->head;
     px_pin *pin = &ix->pins[number];
     px_slot *slot = &ix->slots[pin->slot];
@@ -725,22 +786,22 @@ static void px_unpin_record(px_index *ix, uint32_t number) {
     for (;;) {
         px_holding *h = &ix->holdings[pin->holding];
         uint32_t pins = h->pins - 1;
-        px_set32(ix, &h->pins, pins);
+        px_set32(ix, step, &h->pins, pins);
         if (!pins) {
-            px_set64(ix, &slot->pinned, slot->pinned - ix->blocks[h->block].chars);
+            px_set64(ix, step, &slot->pinned, slot->pinned - ix->blocks[h->block].chars);
             if (h->parent != PX_NONE) {
-                px_set32(ix, &pin->holding, h->parent); /* which loses a pinned child and gains the record */
-                px_commit(ix);
+                px_set32(ix, step, &pin->holding, h->parent); /* which loses a pinned child and gains the record */
+                px_commit(ix, step);
                 continue;
             }
         }
-        px_note(ix, &pin->holding);
-        px_set32(ix, &pin->next, (uint32_t)head->free_pin);
+        px_note(ix, step, &pin->holding);
+        px_set32(ix, step, &pin->next, (uint32_t)head->free_pin);
         pin->holding = PX_NONE;
-        px_set64(ix, &head->free_pin, number);
-        px_set64(ix, &head->pins_used, head->pins_used - 1);
-        px_set64(ix, &slot->pins, slot->pins - 1);
-        px_commit(ix);
+        px_set64(ix, step, &head->free_pin, number);
+        px_set64(ix, step, &head->pins_used, head->pins_used - 1);
+        px_set64(ix, step, &slot->pins, slot->pins - 1);
+        px_commit(ix, step);
         return;
     }
 }
@@ -776,14 +837,16 @@ static uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t
 
 /* One step: from now on nothing of what the slot holds is matched. */
 static void px_forget_begin(px_index *ix, uint32_t slot_number) {
+    px_step here = {0}, *step = &here;
     uint64_t *mask = &ix->head->forgetting[slot_number >> 6];
-    px_set64(ix, mask, *mask | 1ULL << (slot_number & 63));
-    px_set64(ix, &ix->slots[slot_number].forgetting, PX_ALL);
-    px_commit(ix);
+    px_set64(ix, step, mask, *mask | 1ULL << (slot_number & 63));
+    px_set64(ix, step, &ix->slots[slot_number].forgetting, PX_ALL);
+    px_commit(ix, step);
 }
 
 /* Goes on with it: up to `most` pins and blocks. 1 = done. What was inserted after the pins were voided stays. */
 static int px_forget_slice(px_index *ix, uint32_t slot_number, uint64_t most) {
+    px_step here = {0}, *step = &here;
     px_slot *slot = &ix->slots[slot_number];
     uint64_t *mask = &ix->head->forgetting[slot_number >> 6];
     uint32_t i;
@@ -794,8 +857,8 @@ static int px_forget_slice(px_index *ix, uint32_t slot_number, uint64_t most) {
             px_void_pins(ix, -1, slot_number, &cursor, most);
             if (slot->pins) return 0;
         }
-        px_set64(ix, &slot->forgetting, ix->head->clock);
-        px_commit(ix);
+        px_set64(ix, step, &slot->forgetting, ix->head->clock);
+        px_commit(ix, step);
         if (!ix->head->clock) goto done;
     }
     for (; most; most--) {
@@ -805,9 +868,9 @@ static int px_forget_slice(px_index *ix, uint32_t slot_number, uint64_t most) {
     }
     return 0;
 done:
-    px_set64(ix, mask, *mask & ~(1ULL << (slot_number & 63)));
-    px_set64(ix, &slot->forgetting, 0);
-    px_commit(ix);
+    px_set64(ix, step, mask, *mask & ~(1ULL << (slot_number & 63)));
+    px_set64(ix, step, &slot->forgetting, 0);
+    px_commit(ix, step);
     return 1;
 }
 

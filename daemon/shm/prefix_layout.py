@@ -2,7 +2,8 @@
 
     header          two pages: identity, mutex, free lists, counters; the undo journal
     slot rows       128 bytes per worker slot: characters, blocks, pinned characters, capacity, order of use
-    bucket heads    of the blocks (by hash), of the holdings (by block and slot): 4 bytes each
+    table           of the blocks, by hash: 8 bytes for at most every second entry
+    bucket heads    of the holdings, by block and slot: 4 bytes each
     blocks          64 bytes each: hash, mask of 256 slots, characters, parent
     holdings        40 bytes each: one worker holds one block
     pins            16 bytes each: one request in flight
@@ -24,6 +25,7 @@ SLOT_BYTES = 128
 BLOCK_BYTES = 64
 HOLDING_BYTES = 40
 PIN_BYTES = 16
+ENTRY_BYTES = 8
 HEAD_BYTES = 4
 
 MAX_SLOTS = 256
@@ -51,10 +53,10 @@ class PrefixLayout:
     blocks: int
     holdings: int
     pins: int
-    block_buckets: int = field(init=False)
+    table_size: int = field(init=False)
     holding_buckets: int = field(init=False)
     off_slots: int = field(init=False)
-    off_block_heads: int = field(init=False)
+    off_table: int = field(init=False)
     off_holding_heads: int = field(init=False)
     off_blocks: int = field(init=False)
     off_holdings: int = field(init=False)
@@ -65,12 +67,12 @@ class PrefixLayout:
         if not 1 <= self.slots <= MAX_SLOTS:
             raise ValueError(f"a prefix index has 1 to {MAX_SLOTS} worker slots, not {self.slots}")
         put = object.__setattr__
-        put(self, "block_buckets", _power_above(self.blocks))
+        put(self, "table_size", _power_above(2 * self.blocks))
         put(self, "holding_buckets", _power_above(self.holdings))
         offset = HEADER_BYTES
         for name, size in (
             ("off_slots", self.slots * SLOT_BYTES),
-            ("off_block_heads", self.block_buckets * HEAD_BYTES),
+            ("off_table", self.table_size * ENTRY_BYTES),
             ("off_holding_heads", self.holding_buckets * HEAD_BYTES),
             ("off_blocks", self.blocks * BLOCK_BYTES),
             ("off_holdings", self.holdings * HOLDING_BYTES),
