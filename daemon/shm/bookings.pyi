@@ -8,7 +8,7 @@ class Bookings:
     def __init__(self, buffer: Buffer, shards: int, workers: int, per_shard: int) -> None: ...
     def create(
         self,
-        base_s: float = 0.008,
+        base_s: float = 0.001,
         token_s: float = 50e-6,
         pair_s: float = 2e-9,
         output_tokens: float = 200.0,

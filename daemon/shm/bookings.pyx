@@ -101,7 +101,7 @@ cdef class Bookings:
         if self.attached:
             PyBuffer_Release(&self.view)
 
-    def create(self, double base_s=0.008, double token_s=50e-6, double pair_s=2e-9,
+    def create(self, double base_s=0.001, double token_s=50e-6, double pair_s=2e-9,
                double output_tokens=200.0, double stay_s=5.0):
         """First values of a new table: an 8B model on a recent GPU; every guess is corrected by what is seen."""
         cdef int64_t worker
