@@ -86,6 +86,8 @@ class RawIndex:
     def reclaim_shard(self, shard: int) -> int:
         """Gives back a dead shard's pins; returns how many, -1 when the lock was not got for all of it (call again)."""
 
+    def dump_records(self) -> bytearray: ...
+    def load_records(self, records: Buffer, slot_of: Sequence[int]) -> int: ...
     def check(self) -> list[str]:
         """Recounts everything: the violations found. Holds the lock all the while; TimeoutError when it is not to be had."""
 

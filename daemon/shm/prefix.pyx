@@ -127,13 +127,13 @@ cdef extern from "prefix_core.h" nogil:
     uint64_t px_insert(px_index *ix, uint32_t slot, const px_chain_view *chain, int may_exceed, uint32_t *deepest)
     uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path)
     int px_unpin(px_index *ix, uint64_t token)
+    void px_renew(px_index *ix, uint32_t holding)
     void px_settle(px_index *ix, uint32_t slot)
     uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t *cursor, uint64_t most)
     uint64_t px_shrink(px_index *ix, uint32_t slot, uint64_t to_chars, uint64_t most, uint32_t keep)
     uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, uint64_t most, uint32_t keep)
     void px_forget_begin(px_index *ix, uint32_t slot)
     int px_forget_slice(px_index *ix, uint32_t slot, uint64_t most)
-    uint32_t px_coldest(px_index *ix, px_slot *slot, uint32_t keep)
     uint32_t px_add(px_index *ix, uint32_t slot, uint32_t parent, uint64_t hash, uint32_t chars, uint32_t block)
 
 cdef extern from "prefix_check.h" nogil:
@@ -639,6 +639,141 @@ cdef class RawIndex:
             sum += px_void_pins(&self.ix, shard, -1, &cursor, BURST)
             self._leave()
         return sum
+
+    # --- snapshots
+
+    def dump_records(self) -> bytearray:
+        """What every worker holds, as records of 64-bit words; the order of use is in their stamps.
+
+        A record is a leaf with those before it that no earlier record has: slot | has_anchor << 16 | count << 32, hash of
+        the block before (the anchor), stamp of the leaf, then hash and characters of each block. The mutex is let go
+        every 1024 holdings: what changes meanwhile may be in it or not, but no record says what never was.
+        """
+        cdef px_header *head = self.ix.head
+        cdef bytearray out = bytearray(), seen = bytearray(head.holding_count), piece
+        cdef uint64_t first, i, n, room = 1024, k
+        cdef uint32_t at
+        cdef px_holding *leaf
+        cdef uint64_t *words
+        cdef uint32_t *path = <uint32_t *> PyMem_Malloc(room * sizeof(uint32_t))
+        cdef void *grown
+        if path == NULL:
+            raise MemoryError
+        try:
+            for first in range(0, head.holding_count, 1024):
+                if not self._enter(1000000):
+                    raise TimeoutError("the prefix index stayed locked for 1 s")
+                try:
+                    for i in range(first, min(first + 1024, head.holding_count)):
+                        leaf = &self.ix.holdings[i]
+                        if leaf.slot == PX_FREE or leaf.children or self.ix.slots[leaf.slot].forgetting:
+                            continue
+                        n, at = 0, <uint32_t> i
+                        while at != PX_NONE and not seen[at]:
+                            if n == room:
+                                grown = PyMem_Realloc(path, 2 * room * sizeof(uint32_t))
+                                if grown == NULL:
+                                    raise MemoryError
+                                path = <uint32_t *> grown
+                                room *= 2
+                            path[n] = at
+                            n += 1
+                            seen[at] = 1
+                            at = self.ix.holdings[at].parent
+                        if not n:
+                            continue
+                        piece = bytearray((3 + 2 * n) * 8)
+                        words = <uint64_t *> <char *> piece
+                        words[0] = leaf.slot | (<uint64_t> (at != PX_NONE)) << 16 | n << 32
+                        words[1] = 0 if at == PX_NONE else self.ix.blocks[self.ix.holdings[at].block].hash
+                        words[2] = leaf.stamp
+                        for k in range(n):
+                            words[3 + 2 * k] = self.ix.blocks[self.ix.holdings[path[n - 1 - k]].block].hash
+                            words[4 + 2 * k] = self.ix.blocks[self.ix.holdings[path[n - 1 - k]].block].chars
+                        out += piece
+                finally:
+                    self._leave()
+        finally:
+            PyMem_Free(path)
+        return out
+
+    def load_records(self, records, slot_of) -> int:
+        """Adds what `dump_records` told. `slot_of`: for every slot of the dump one of this index, or -1 to leave it out.
+
+        Returns the blocks added; stops when the pools are full. Raises ValueError for what cannot be a dump; what was
+        added by then is sound and stays. Capacities are not looked at: set them afterwards.
+        """
+        cdef Py_buffer view
+        cdef uint64_t at = 0, size, n, added = 0
+        cdef const uint64_t *words
+        cdef list leaves = []
+        cdef int64_t slot
+        cdef uint32_t block, holding
+        for slot in slot_of:
+            if slot >= 0:
+                self._slot(slot)
+        PyObject_GetBuffer(records, &view, PyBUF_SIMPLE)
+        try:
+            size = view.len // 8
+            words = <const uint64_t *> view.buf
+            while at < size:
+                n = words[at] >> 32
+                if size - at < 3 or (size - at - 3) // 2 < n or not n or words[at] & 0xFFFF >= <uint64_t> len(slot_of):
+                    raise ValueError("a record does not fit")
+                slot = slot_of[words[at] & 0xFFFF]
+                if slot >= 0:
+                    if not self._enter(1000000):
+                        raise TimeoutError("the prefix index stayed locked for 1 s")
+                    try:
+                        added += self._load_record(&words[at], <uint32_t> slot, n)
+                    finally:
+                        self._leave()
+                    leaves.append((words[at + 2], slot, words[at + 1 + 2 * n]))
+                at += 3 + 2 * n
+            leaves.sort()
+            for _, slot, leaf_hash in leaves:
+                if not self._enter(1000000):
+                    raise TimeoutError("the prefix index stayed locked for 1 s")
+                block = px_find_block(&self.ix, leaf_hash)
+                if block != PX_NONE:
+                    holding = px_find_holding(&self.ix, block, <uint32_t> slot)
+                    if holding != PX_NONE:
+                        px_renew(&self.ix, holding)
+                self._leave()
+        finally:
+            PyBuffer_Release(&view)
+        return added
+
+    cdef int64_t _load_record(self, const uint64_t *words, uint32_t slot, uint64_t n) except -1:
+        cdef px_header *head = self.ix.head
+        cdef uint32_t parent = PX_NONE, block, holding
+        cdef uint64_t k, added = 0
+        if words[0] >> 16 & 1:
+            block = px_find_block(&self.ix, words[1])
+            if block == PX_NONE:
+                return 0
+            parent = px_find_holding(&self.ix, block, slot)
+            if parent == PX_NONE:
+                return 0  # it was left out, or evicted while the dump was made
+        for k in range(n):
+            if not 0 < words[4 + 2 * k] < PX_NONE:
+                raise ValueError("a block of an impossible size")
+            block = px_find_block(&self.ix, words[3 + 2 * k])
+            holding = PX_NONE
+            if block != PX_NONE:
+                if (
+                    self.ix.blocks[block].chars != words[4 + 2 * k]
+                    or self.ix.blocks[block].parent != (PX_NONE if parent == PX_NONE else self.ix.holdings[parent].block)
+                ):
+                    raise ValueError("a block contradicts the index")
+                holding = px_find_holding(&self.ix, block, slot)
+            if holding == PX_NONE:
+                if head.blocks_used == head.block_count or head.holdings_used == head.holding_count:
+                    return added
+                holding = px_add(&self.ix, slot, parent, words[3 + 2 * k], <uint32_t> words[4 + 2 * k], block)
+                added += 1
+            parent = holding
+        return added
 
     # --- looking at it
 

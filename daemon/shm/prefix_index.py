@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -16,9 +17,9 @@ from typing import Self
 
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.shm.prefix import HashChain, RawIndex
-from pointsman.daemon.shm.prefix_layout import HEADER_BYTES, MAX_BLOCK_CHARS, MIB, MIN_BLOCK_CHARS, PrefixLayout
+from pointsman.daemon.shm.prefix_layout import HEADER_BYTES, MAX_BLOCK_CHARS, MAX_SLOTS, MIB, MIN_BLOCK_CHARS, PrefixLayout
 
-__all__ = ["NO_PIN", "SLICE_US", "HashChain", "PrefixIndex", "PrefixIndexError"]
+__all__ = ["NO_PIN", "SLICE_US", "HashChain", "PrefixIndex", "PrefixIndexError", "read_seed"]
 
 SLICE_US = 1000
 """CPU time of one slice of background work."""
@@ -28,7 +29,10 @@ FREE_SHARE = 16
 """Background eviction keeps one in so many entries free, so that inserts seldom evict."""
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
+_DUMP_HEAD = struct.Struct("<8sIIQIIQ")
+"""magic, version, bytes per block, seed, slots, 0, bytes of records"""
 _DUMP_MAGIC = b"PTSPFXD1"
+_DUMP_VERSION = 1
 _DUMP_DIGEST_BYTES = 16
 
 
@@ -147,6 +151,65 @@ class PrefixIndex(RawIndex):
     def smallest_tenant(self, slots: Iterable[int]) -> int:
         """The slot with the fewest characters, the first of equals; -1 when there is none to choose from."""
         return self.smallest(slots)
+
+    # --- snapshots
+
+    def dump(self) -> bytes:
+        """What every worker is believed to hold, in order of use; no pins, no capacities, 16 bytes per block.
+
+        Others may use the index meanwhile. Raises TimeoutError when the lock is not to be had for 1 s.
+        """
+        totals = self.totals()
+        records = self.dump_records()
+        head = _DUMP_HEAD.pack(
+            _DUMP_MAGIC, _DUMP_VERSION, totals["block_bytes"], totals["seed"], totals["slots"], 0, len(records)
+        )
+        return b"".join((head, records, _digest(head, records)))
+
+    def load(self, dump: bytes, slots: Mapping[int, int] | None = None) -> int:
+        """Adds a dump's content; `slots` says which slot of the dump is which here, others are left out (None: the same).
+
+        Returns the number of blocks added. Raises PrefixIndexError when the dump is broken, or was made with another
+        seed or block size: its hashes mean nothing here.
+        """
+        block_bytes, seed, count, records = _open_dump(dump)
+        totals = self.totals()
+        if seed != totals["seed"]:
+            raise PrefixIndexError("the dump was made with another hash seed")
+        if block_bytes != totals["block_bytes"]:
+            raise PrefixIndexError(f"the dump has blocks of {block_bytes} bytes, the index of {totals['block_bytes']}")
+        chosen = {slot: slot for slot in range(totals["slots"])} if slots is None else slots
+        try:
+            return self.load_records(records, [chosen.get(slot, -1) for slot in range(count)])
+        except ValueError as error:
+            raise PrefixIndexError(f"the dump is broken: {error}") from error
+
+
+def read_seed(dump: bytes) -> int:
+    """The seed that an index needs to load this dump. Raises PrefixIndexError for a broken one."""
+    return _open_dump(dump)[1]
+
+
+def _open_dump(dump: bytes) -> tuple[int, int, int, memoryview]:
+    """Bytes per block, seed, slots, records."""
+    if len(dump) < _DUMP_HEAD.size + _DUMP_DIGEST_BYTES or not dump.startswith(_DUMP_MAGIC):
+        raise PrefixIndexError("this is not a dump of a prefix index")
+    _, version, block_bytes, seed, slots, _, size = _DUMP_HEAD.unpack_from(dump)
+    if version != _DUMP_VERSION:
+        raise PrefixIndexError(f"the dump is of version {version}, not {_DUMP_VERSION}")
+    if len(dump) != _DUMP_HEAD.size + size + _DUMP_DIGEST_BYTES:
+        raise PrefixIndexError("the dump is broken: its length is wrong")
+    view = memoryview(dump)
+    head, records = view[: _DUMP_HEAD.size], view[_DUMP_HEAD.size : -_DUMP_DIGEST_BYTES]
+    if _digest(head, records) != view[-_DUMP_DIGEST_BYTES:]:
+        raise PrefixIndexError("the dump is broken: its checksum is wrong")
+    return block_bytes, seed, min(slots, MAX_SLOTS), records
+
+
+def _digest(head: bytes | memoryview, records: bytearray | memoryview) -> bytes:
+    digest = blake2b(head, digest_size=_DUMP_DIGEST_BYTES)
+    digest.update(records)
+    return digest.digest()
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
