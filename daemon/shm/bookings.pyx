@@ -35,6 +35,8 @@ cdef enum:
     H_P11 = 12
     H_BASE_S = 13
     H_SEEN = 14
+    H_SLOPE_TOKENS = 20
+    H_SLOPE_PAIRS = 21
     H_OUTPUT_MEAN = 16
     H_OUTPUT_SEEN = 17
     H_STAY = 18
@@ -106,8 +108,10 @@ cdef class Bookings:
         """First values of a new table: an 8B model on a recent GPU; every guess is corrected by what is seen."""
         cdef int64_t worker
         cdef double *number = <double *> self.word
-        number[H_PER_TOKENS], number[H_PER_PAIRS] = token_s * TOKENS, pair_s * PAIRS
-        number[H_P00], number[H_P01], number[H_P11], number[H_BASE_S] = 0.05, 0.0, 0.05, base_s
+        # What least squares says, and what is believed of it: noise may make a slope negative, time is not.
+        number[H_SLOPE_TOKENS] = number[H_PER_TOKENS] = token_s * TOKENS
+        number[H_SLOPE_PAIRS] = number[H_PER_PAIRS] = pair_s * PAIRS
+        number[H_P00], number[H_P01], number[H_P11], number[H_BASE_S] = 1.0, 0.0, 1.0, base_s
         number[H_OUTPUT_MEAN], number[H_STAY] = output_tokens, stay_s
         self.word[H_OUTPUT_SEEN] = self.word[H_STAY_SEEN] = 1
         for worker in range(self.workers):
@@ -340,9 +344,11 @@ cdef class Bookings:
         g0, g1 = n[H_P00] * x0 + n[H_P01] * x1, n[H_P01] * x0 + n[H_P11] * x1
         scale = FORGETTING + x0 * g0 + x1 * g1
         k0, k1 = g0 / scale, g1 / scale
-        error = seconds - n[H_BASE_S] - n[H_PER_TOKENS] * x0 - n[H_PER_PAIRS] * x1
-        n[H_PER_TOKENS] = fmax(n[H_PER_TOKENS] + k0 * error, LEAST_SLOPE)
-        n[H_PER_PAIRS] = fmax(n[H_PER_PAIRS] + k1 * error, 0.0)
+        error = seconds - n[H_BASE_S] - n[H_SLOPE_TOKENS] * x0 - n[H_SLOPE_PAIRS] * x1
+        n[H_SLOPE_TOKENS] += k0 * error
+        n[H_SLOPE_PAIRS] += k1 * error
+        n[H_PER_TOKENS] = fmax(n[H_SLOPE_TOKENS], LEAST_SLOPE)
+        n[H_PER_PAIRS] = fmax(n[H_SLOPE_PAIRS], 0.0)
         forgetting = FORGETTING if n[H_P00] + n[H_P11] < MOST_DOUBT else 1.0
         n[H_P00] = (n[H_P00] - k0 * g0) / forgetting
         n[H_P01] = (n[H_P01] - k0 * g1) / forgetting
