@@ -2,9 +2,9 @@
 
 What it stands for
     An approximate radix tree over prompts (the SGLang router's), kept as chained hashes: `hash_i` covers block i and all
-    before it, so equal hashes mean equal prefixes and a lookup needs no tree walk. The rest behind the last full block, or
-    a prompt shorter than a block, is an entry of its own, hashed with its size: an exact repeat matches completely.
-    Sizes are *characters*: bytes of UTF-8 text, or what the caller says that a block id stands for.
+    before it, so equal hashes mean equal prefixes and a lookup needs no walk down a tree. The rest behind the last full
+    block, or a prompt shorter than a block, is an entry of its own, hashed with its size: an exact repeat matches
+    completely. Sizes are *characters*: bytes of UTF-8 text, or what the caller says that a block id stands for.
     Only hashes are kept. The hash is keyed (prefix_hash.h) with a seed drawn at creation.
 
 Layout (prefix_layout.py; records in prefix_core.h)
@@ -12,23 +12,25 @@ Layout (prefix_layout.py; records in prefix_core.h)
     holding    one (block, worker) pair: parent holding, number of children, pins, place in the worker's order of use.
     slot row   per worker: characters, blocks, pinned characters, capacity, both ends of its order of use.
     pin        one request in flight: points at the deepest block that the request holds on its worker.
-    Blocks and holdings live in fixed pools and are found through arrays of bucket heads. Pools and not open addressing,
-    because entries then never move: links are stable indices, and a removal writes a bounded number of words.
-    Nothing points outside the segment. A full pool evicts.
+    Records live in fixed pools and never move, so links are indices that stay good, and nothing points outside the
+    segment. Blocks are found by an open-addressed table of (32 bits of hash, index), at most half full; a removal
+    shifts back what stands behind it. Holdings are found by buckets whose place follows the block's place in its pool:
+    neighbours in a prompt are neighbours in memory. A full pool evicts.
 
 One property carries the rest: *a worker that holds a block holds all before it*, since inserts run from the head and
 evictions take leaves. Hence
-    - along a prompt each worker's mask bit is set up to a depth and clear behind it. `match` compares masks at the ends of
-      a stretch and halves it only where they differ: O(distinct depths x log n) lookups tell the depth of every worker;
+    - along a prompt each worker's mask bit is set up to a depth and clear behind it. `match` compares masks at the ends
+      of a stretch and halves it only where they differ: O(distinct depths x log n) lookups tell every worker's depth;
     - an insert touches the blocks that the worker gains, and of the others only the deepest;
     - pinning the deepest block keeps the whole prefix.
 
 Order of eviction
     Per worker a list from cold to hot of leaves, and of whatever was the end of a use; a use moves one entry to the hot
     end. When the last child of a block goes, the block takes the child's place at the cold end, unless it has a place
-    of its own. That is exactly "least recent use of the chain first, leaves first" with one list operation a use instead
-    of one per block. What is found at the cold end and is no leaf, or pinned, leaves the list until it is a leaf again
-    or unpinned. When the pools are full, batches of 64 come from the worker whose coldest entry is oldest.
+    of its own. That is exactly "least recent use of the chain first, leaves first", with one list operation per use
+    instead of one per block. What is found at the cold end and is no leaf, or pinned, leaves the list until it is a
+    leaf again or unpinned. When a pool is full, batches of 64 come from the worker whose coldest entry is oldest: there
+    the order over *all* workers may lag by a batch.
 
 Pins
     pins of a holding = pin records that point at it + its children that are pinned, so pinned characters are counted
@@ -36,21 +38,23 @@ Pins
     shard's pins were reclaimed.
 
 Locking
-    One robust process-shared mutex with a deadline (2 ms). Not striped: a request holds it for 1 to 3 us, choose-and-book
-    must see all workers at once anyway, and hashing, which is most of the work, is done before. Long work (eviction,
-    forgetting, dump) takes it for short bursts. A method takes the mutex itself unless `lock()` was called before.
-    When the deadline passes the answer says so (-1, None, 0) and the caller decides without; an `unpin` that could not be
-    done is done with the next lock that this process gets.
+    One robust process-shared mutex with a deadline (2 ms). Not striped: a 32 KB prompt holds it for 2 us (4 us when it
+    must evict), choose-and-book must see all workers at once anyway, and hashing, half of the work, is done before
+    (scripts/bench/prefix_index.py --processes 2 shows what contention costs). Long work (eviction, forgetting, dump)
+    takes it for bursts. A method takes the mutex itself unless `lock()` was called before. When the deadline passes the
+    answer says so (-1, None, 0) and the caller decides without; an `unpin` that could not be done is done with the next
+    lock that this process gets.
 
 Crash recovery
     A process may be killed at any instruction. Every operation is a sequence of steps, each of which leads from one
     consistent state to the next (a block more held, a block less, a pin one block further). A step notes old words in
-    an undo journal (at most 64) before it overwrites them, and ends by emptying it. Whoever then gets EOWNERDEAD writes
-    the old words back, newest first: the dead process' last step never happened, all counts are exact, in under a
-    microsecond. Program order is enough (compiler barriers): the killed core's completed stores become visible, the
-    others never do. An interrupted insert leaves a shorter prefix; an interrupted pin or unpin leaves the record on an
-    ancestor, which `reclaim_shard` gives back. A journal that makes no sense (foreign writes) empties the index; that is
-    counted. Tests kill a process at every single journalled store and recount.
+    an undo journal before it overwrites them, and ends by emptying it. Whoever then gets EOWNERDEAD writes the old
+    words back, newest first: the dead process' last step never happened and all counts are exact, without a rebuild.
+    Compiler barriers are enough: what a killed process stored in program order becomes visible, the rest never does.
+    An interrupted insert leaves a shorter prefix; an interrupted pin or unpin leaves the record on an ancestor, which
+    `reclaim_shard` gives back. A recovery that is killed itself is done again by the next. A journal that makes no sense
+    (somebody wrote into the segment) empties the index; that is counted. The tests kill a process at every journalled
+    store of every operation (`abort_at`) and recount everything (`check`).
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
@@ -123,7 +127,7 @@ cdef extern from "prefix_core.h" nogil:
     void px_clear(px_index *ix)
     uint32_t px_find_block(px_index *ix, uint64_t hash)
     uint32_t px_find_holding(px_index *ix, uint32_t block, uint32_t slot)
-    uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint64_t block_chars, uint64_t total, uint64_t *out)
+    uint64_t px_match(px_index *ix, const px_chain_view *chain, uint64_t *out)
     uint64_t px_insert(px_index *ix, uint32_t slot, const px_chain_view *chain, int may_exceed, uint32_t *deepest)
     uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path)
     int px_unpin(px_index *ix, uint64_t token)
@@ -142,7 +146,7 @@ cdef extern from "prefix_check.h" nogil:
 cdef enum:
     KIND_TEXT = 0
     KIND_IDS = 1
-    BURST = 128  # evictions per hold of the mutex: some 30 us
+    BURST = 128  # evictions per hold of the mutex: some 15 us
 
 if (
     sizeof(px_header) > _layout.HEADER_BYTES
@@ -183,6 +187,10 @@ cdef class HashChain:
 
     def __len__(self):
         return self.n
+
+    cdef inline void describe(self, px_chain_view *whole) noexcept:
+        whole.hashes, whole.n = self.hashes, self.n
+        whole.block_chars, whole.total = self.block_chars, self.total_chars
 
     cdef int _reserve(self, uint64_t n) except -1:
         cdef uint64_t room
@@ -273,7 +281,7 @@ cdef class HashChain:
         Raises ValueError when there are fewer ids than `total_chars` needs, or `block_chars` is not 1 to 2^32 - 1.
         """
         cdef Py_buffer view
-        cdef uint64_t previous = self._start(salt, KIND_IDS), n, i
+        cdef uint64_t previous = self._start(salt, KIND_IDS), n, i, item
         cdef const uint64_t *p
         if not 1 <= block_chars < PX_NONE:
             raise ValueError("block_chars must be 1 to 2^32 - 1")
@@ -298,9 +306,8 @@ cdef class HashChain:
                 raise ValueError("fewer block ids than total_chars needs")
             self._reserve(n)
             for i in range(n):
-                previous = px_next_id(
-                    &self.key, previous, <uint64_t> (ids[i] & 0xFFFFFFFFFFFFFFFF), min(block_chars, total_chars - i * block_chars)
-                )
+                item = <uint64_t> (ids[i] & 0xFFFFFFFFFFFFFFFF)
+                previous = px_next_id(&self.key, previous, item, min(block_chars, total_chars - i * block_chars))
                 self.hashes[i] = previous
         self.n = n
         self.block_chars = block_chars
@@ -442,26 +449,36 @@ cdef class RawIndex:
         return HashChain(self.ix.head.seed, self.ix.head.block_bytes)
 
     def match(self, HashChain chain not None, out):
+        """Fills `out` (writable, 8 bytes per slot, native unsigned) with the characters that every worker holds.
+
+        Renews nothing. Returns the largest, -1 when the lock was not got (`out` is as it was).
+        """
         cdef Py_buffer view
+        cdef px_chain_view whole
         cdef uint64_t best
+        chain.describe(&whole)
         PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
         try:
             if view.len < <int64_t> (self.ix.head.slots * sizeof(uint64_t)):
                 raise ValueError("the buffer has less than 8 bytes per worker slot")
             if not self._enter():
                 return -1
-            best = px_match(&self.ix, chain.hashes, chain.n, chain.block_chars, chain.total_chars, <uint64_t *> view.buf)
+            best = px_match(&self.ix, &whole, <uint64_t *> view.buf)
             self._leave()
             return best
         finally:
             PyBuffer_Release(&view)
 
     def insert(self, int64_t slot, HashChain chain not None):
+        """The worker holds `chain`, used just now; evicts what no longer fits. Never ends above the capacity.
+
+        Returns the characters of it that are held now (the head, when not all fits), -1 when the lock was not got.
+        """
         cdef px_chain_view whole
         cdef uint32_t deepest
         cdef uint64_t held
         self._slot(slot)
-        whole.hashes, whole.n, whole.block_chars, whole.total = chain.hashes, chain.n, chain.block_chars, chain.total_chars
+        chain.describe(&whole)
         if not self._enter():
             return -1
         held = px_insert(&self.ix, <uint32_t> slot, &whole, False, &deepest)
@@ -470,19 +487,20 @@ cdef class RawIndex:
         return min(held * chain.block_chars, chain.total_chars)
 
     def match_and_insert(self, HashChain chain not None, int64_t slot, out):
+        """`match`, then `insert`, in one hold of the lock; returns what `match` does."""
         cdef Py_buffer view
         cdef px_chain_view whole
         cdef uint32_t deepest
         cdef uint64_t best
         self._slot(slot)
-        whole.hashes, whole.n, whole.block_chars, whole.total = chain.hashes, chain.n, chain.block_chars, chain.total_chars
+        chain.describe(&whole)
         PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
         try:
             if view.len < <int64_t> (self.ix.head.slots * sizeof(uint64_t)):
                 raise ValueError("the buffer has less than 8 bytes per worker slot")
             if not self._enter():
                 return -1
-            best = px_match(&self.ix, chain.hashes, chain.n, chain.block_chars, chain.total_chars, <uint64_t *> view.buf)
+            best = px_match(&self.ix, &whole, <uint64_t *> view.buf)
             px_insert(&self.ix, <uint32_t> slot, &whole, False, &deepest)
             px_settle(&self.ix, <uint32_t> slot)
             self._leave()
@@ -491,6 +509,12 @@ cdef class RawIndex:
             PyBuffer_Release(&view)
 
     def pin(self, int64_t slot, HashChain chain not None, int64_t shard=0, bint may_exceed=False):
+        """`insert`, and nothing of it is evicted until `unpin(token)`. Returns the token.
+
+        0: nothing was pinned (an empty prompt, no room, no pin record left, no lock). With `may_exceed` blocks of
+        requests in flight may take a worker above its capacity, as an engine's queue does; else what does
+        not fit is left out.
+        """
         cdef px_chain_view whole
         cdef uint32_t deepest
         cdef uint64_t token = 0
@@ -504,7 +528,7 @@ cdef class RawIndex:
                 raise MemoryError
             self.path = <uint32_t *> grown
             self.path_room = chain.n
-        whole.hashes, whole.n, whole.block_chars, whole.total = chain.hashes, chain.n, chain.block_chars, chain.total_chars
+        chain.describe(&whole)
         if not self._enter():
             return 0
         px_insert(&self.ix, <uint32_t> slot, &whole, may_exceed, &deepest)
@@ -515,6 +539,7 @@ cdef class RawIndex:
         return token
 
     def unpin(self, uint64_t token):
+        """Renews the blocks and lets them go. False for a void token; None when it is put off for want of the lock."""
         cdef int done
         if not token:
             return False
@@ -528,6 +553,7 @@ cdef class RawIndex:
     # --- per worker
 
     def size(self, int64_t slot):
+        """Characters held. Like the next ones a single word, read without the lock."""
         self._slot(slot)
         return self.ix.slots[slot].chars
 
@@ -536,10 +562,12 @@ cdef class RawIndex:
         return self.ix.slots[slot].blocks
 
     def pinned(self, int64_t slot):
+        """Characters that requests in flight hold, shared blocks once."""
         self._slot(slot)
         return self.ix.slots[slot].pinned
 
     def capacity(self, int64_t slot):
+        """Characters, 0 = unlimited."""
         self._slot(slot)
         return self.ix.slots[slot].capacity
 
@@ -763,7 +791,7 @@ cdef class RawIndex:
             if block != PX_NONE:
                 if (
                     self.ix.blocks[block].chars != words[4 + 2 * k]
-                    or self.ix.blocks[block].parent != (PX_NONE if parent == PX_NONE else self.ix.holdings[parent].block)
+                    or self.ix.blocks[block].parent != (self.ix.holdings[parent].block if parent != PX_NONE else PX_NONE)
                 ):
                     raise ValueError("a block contradicts the index")
                 holding = px_find_holding(&self.ix, block, slot)
@@ -815,6 +843,6 @@ cdef class RawIndex:
 
 
 def abort_at(uint64_t step):
-    """Kill tests: this process gets SIGKILL at the `step`-th journalled store or commit from now on; 0 = never."""
+    """Kill tests: SIGKILL for this process at its `step`-th journalled store or commit from now on; 0 = never."""
     global px_abort_countdown
     px_abort_countdown = step

@@ -332,18 +332,21 @@ static uint64_t px_depth(px_index *ix, const uint64_t *hashes, uint64_t from, ui
     return low;
 }
 
-typedef struct { uint64_t at; uint64_t mask[PX_MASK]; } px_level;
+typedef struct {
+    const uint64_t *hashes;
+    uint64_t n, block_chars, total;
+} px_chain_view;
 
-static inline uint64_t px_chars_at(uint64_t depth, uint64_t n, uint64_t block_chars, uint64_t total) {
-    return depth == n ? total : depth * block_chars;
-}
+typedef struct { uint64_t at; uint64_t mask[PX_MASK]; } px_level;
 
 /* For every slot the characters of the chain that it holds. Returns the largest.
  *
  * A slot's bit is set up to its depth and clear behind it. So where two blocks have equal masks all between them have
  * that mask, and only where masks differ is the stretch halved: O(distinct depths * log n) looks, not O(n). */
-static uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint64_t block_chars, uint64_t total, uint64_t *out) {
+static uint64_t px_match(px_index *ix, const px_chain_view *chain, uint64_t *out) {
     px_header *head = ix->head;
+    const uint64_t *hashes = chain->hashes;
+    uint64_t n = chain->n;
     uint64_t slots = head->slots, best = 0, exists, i;
     px_level low, stack[66];
     int top = 0, word;
@@ -352,15 +355,7 @@ static uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint6
     /* depths count blocks: `at` blocks are held by those in `mask` */
     low.at = 0;
     for (word = 0; word < PX_MASK; word++) low.mask[word] = ~head->forgetting[word];
-    if (exists < n) {
-        stack[top].at = exists + 1;
-        memset(stack[top].mask, 0, sizeof stack[top].mask);
-        top++;
-    } else {
-        stack[top].at = n + 1; /* nobody holds more than all */
-        memset(stack[top].mask, 0, sizeof stack[top].mask);
-        top++;
-    }
+    stack[top++] = (px_level){exists + 1, {0}}; /* nobody holds more than what exists */
     while (top) {
         px_level *high = &stack[top - 1];
         uint64_t left[PX_MASK], any = 0;
@@ -369,7 +364,7 @@ static uint64_t px_match(px_index *ix, const uint64_t *hashes, uint64_t n, uint6
             low = *high;
             top--;
         } else if (high->at - low.at == 1) {
-            uint64_t chars = px_chars_at(low.at, n, block_chars, total);
+            uint64_t chars = low.at == n ? chain->total : low.at * chain->block_chars;
             if (low.at) {
                 for (word = 0; word < PX_MASK; word++)
                     for (uint64_t bits = left[word]; bits; bits &= bits - 1) {
@@ -656,11 +651,6 @@ static uint32_t px_add(px_index *ix, uint32_t slot_number, uint32_t parent, uint
     px_commit(ix, step);
     return i;
 }
-
-typedef struct {
-    const uint64_t *hashes;
-    uint64_t n, block_chars, total;
-} px_chain_view;
 
 static inline uint64_t px_size_of(const px_chain_view *chain, uint64_t i) {
     return i + 1 == chain->n ? chain->total - i * chain->block_chars : chain->block_chars;

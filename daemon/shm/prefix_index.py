@@ -17,7 +17,14 @@ from typing import Self
 
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.shm.prefix import HashChain, RawIndex
-from pointsman.daemon.shm.prefix_layout import HEADER_BYTES, MAX_BLOCK_CHARS, MAX_SLOTS, MIB, MIN_BLOCK_CHARS, PrefixLayout
+from pointsman.daemon.shm.prefix_layout import (
+    HEADER_BYTES,
+    MAX_BLOCK_CHARS,
+    MAX_SLOTS,
+    MIB,
+    MIN_BLOCK_CHARS,
+    PrefixLayout,
+)
 
 __all__ = ["NO_PIN", "SLICE_US", "HashChain", "PrefixIndex", "PrefixIndexError", "read_seed"]
 
@@ -54,8 +61,8 @@ class PrefixIndex(RawIndex):
     def create(cls, size_mib: float, slots: int, *, block_bytes: int = 512, seed: int | None = None) -> Self:
         """A new index of at most `size_mib` for `slots` workers, every page touched.
 
-        About 170 bytes per block of `block_bytes`: 64 MiB hold 400,000. `seed` (64 bits) is drawn unless given; an index
-        can load the dumps of one with the same seed only. Raises ValueError for sizes that make no index.
+        About 170 bytes per block of `block_bytes`: 64 MiB hold 400,000. `seed` (64 bits) is drawn unless given; an
+        index can load the dumps of one with the same seed only. Raises ValueError for sizes that make no index.
         """
         if not MIN_BLOCK_CHARS <= block_bytes <= MAX_BLOCK_CHARS:
             raise ValueError(f"a block has {MIN_BLOCK_CHARS} to {MAX_BLOCK_CHARS} bytes, not {block_bytes}")
@@ -100,7 +107,7 @@ class PrefixIndex(RawIndex):
             pass
 
     def evict(self, slot: int, to_chars: int, budget_us: int = SLICE_US) -> int:
-        """Drops a worker's least recently used leaves until it has at most `to_chars`: one slice of at most `budget_us`.
+        """Drops a worker's least recently used leaves until it has at most `to_chars`: one slice of `budget_us` CPU.
 
         Returns the number of blocks dropped; call again until that is 0. The lock is let go every 128 blocks.
         """
@@ -167,7 +174,7 @@ class PrefixIndex(RawIndex):
         return b"".join((head, records, _digest(head, records)))
 
     def load(self, dump: bytes, slots: Mapping[int, int] | None = None) -> int:
-        """Adds a dump's content; `slots` says which slot of the dump is which here, others are left out (None: the same).
+        """Adds a dump's content. `slots`: which slot of it is which here, others are left out (None: the same numbers).
 
         Returns the number of blocks added. Raises PrefixIndexError when the dump is broken, or was made with another
         seed or block size: its hashes mean nothing here.

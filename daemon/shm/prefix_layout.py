@@ -8,7 +8,8 @@
     holdings        40 bytes each: one worker holds one block
     pins            16 bytes each: one request in flight
 
-The formats of the records are structs in prefix_core.h; `prefix.pyx` refuses to attach when the sizes below are not theirs.
+The formats of the records are structs in prefix_core.h; `prefix.pyx` cannot be imported when the sizes below are not
+theirs.
 """
 
 from __future__ import annotations

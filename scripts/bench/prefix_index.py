@@ -3,11 +3,12 @@
 
     .venv/bin/python scripts/bench/prefix_index.py [--size-mib 64] [--rounds 2000] [--json FILE] [--check]
 
-Every sample is a prompt whose first half `W` workers share and whose second half is new: hash it, match it for all
-workers, insert it for one. *shared*: all workers hold the whole first half. *staggered*: every worker holds another part
-of it, the worst case of the walk. *full*: the pools are full, every insert evicts. The text is assembled just before
-the sample, as a request body has just been received. The cost of the clock (about 0.5 us) is measured and subtracted.
-`--check` exits 1 above the bounds of BOUNDS.
+Every sample is a prompt whose first half the workers share and whose second half is new: hash it, match it for all
+workers, insert it for one. *shared*: all workers hold the whole first half. *staggered*: every worker holds another
+part of it, the worst case of the walk. *full*: the pools are full, every insert evicts. The text is assembled just
+before the sample, as a request body has just been received. The cost of the clock (0.5 us) is measured and subtracted.
+`--check` exits 1 above the bounds of BOUNDS. `--processes N` instead lets N processes hammer one index with 32 KB
+prompts and shows what the one mutex costs them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
 
@@ -33,7 +35,6 @@ BOUNDS = {"match + insert, 32 KB, 64 workers": 10.0, "lock hold, 128 KB, 64 work
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    what: str
     prompt_kib: int
     workers: int
     sharing: str
@@ -96,9 +97,7 @@ def measure(rounds: int, prepare: Callable[[], object], work: Callable[[], objec
 
 
 def bench(size_mib: float, workers: int, prompt_kib: int, sharing: str, fill: str, rounds: int) -> Row:
-    state = Bench(
-        size_mib, workers, prompt_kib * KIB, is_staggered=sharing == "staggered", is_full=fill == "full"
-    )
+    state = Bench(size_mib, workers, prompt_kib * KIB, is_staggered=sharing == "staggered", is_full=fill == "full")
     index, chain, out = state.index, state.chain, state.out
     text, slot = b"", 0
 
@@ -117,8 +116,6 @@ def bench(size_mib: float, workers: int, prompt_kib: int, sharing: str, fill: st
         index.insert(slot, chain)
 
     def prepare_held() -> None:
-        if state.serial > len(state.pool):
-            raise AssertionError
         index.unlock()
         prepare()
         chain.load(text)
@@ -134,9 +131,49 @@ def bench(size_mib: float, workers: int, prompt_kib: int, sharing: str, fill: st
     if problems:
         sys.exit("\n".join(problems))
     return Row(
-        "match + insert", prompt_kib, workers, sharing, fill,
-        round(whole_us - clock_us, 2), round(whole_p99, 1), round(hash_us - clock_us, 2), round(hold_us - clock_us, 2), round(hold_p99, 1),
-    )  # fmt: skip
+        prompt_kib,
+        workers,
+        sharing,
+        fill,
+        median_us=round(whole_us - clock_us, 2),
+        p99_wall_us=round(whole_p99, 1),
+        hash_us=round(hash_us - clock_us, 2),
+        hold_us=round(hold_us - clock_us, 2),
+        hold_p99_wall_us=round(hold_p99, 1),
+    )
+
+
+def hammer(index: PrefixIndex, name: int, seconds: float) -> tuple[int, float, float, int]:
+    """Prompts done; median and p99 of the wall time of match + insert, hashing left out; how often the lock was not got."""
+    mine = PrefixIndex.attach(index.fd)
+    chain, out, rng = mine.chain(), array("Q", bytes(8 * 64)), random.Random(name)
+    shared, pool = random.Random(0).randbytes(16 * KIB), rng.randbytes(1 << 22)
+    waits, missed, until = [], 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        at = rng.randrange(len(pool) - 16 * KIB)
+        chain.load(shared + pool[at : at + 16 * KIB])
+        start = time.perf_counter_ns()
+        missed += mine.match_and_insert(chain, rng.randrange(64), out) < 0
+        waits.append(time.perf_counter_ns() - start)
+    waits.sort()
+    return len(waits), median(waits) / 1000, waits[len(waits) * 99 // 100] / 1000, missed
+
+
+def contend(size_mib: float, processes: int, seconds: float = 3) -> None:
+    index = PrefixIndex.create(size_mib, 64, seed=1)
+    results, lengths = Pipe(duplex=False)
+    for name in range(processes):
+        if os.fork() == 0:
+            try:
+                lengths.send(hammer(index, name, seconds))
+            finally:
+                os._exit(0)
+    print("process  prompts/s  wall median  p99 (us)  lock not got")
+    for name in range(processes):
+        count, middle, p99, missed = results.recv()
+        print(f"{name:7}  {count / seconds:9.0f}  {middle:11.1f}  {p99:8.1f}  {missed:12}")
+    for _ in range(processes):
+        os.wait()
 
 
 def main() -> None:
@@ -145,7 +182,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--processes", type=int)
     arguments = parser.parse_args()
+    if arguments.processes:
+        contend(arguments.size_mib, arguments.processes)
+        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
@@ -158,8 +199,10 @@ def main() -> None:
                     row = bench(arguments.size_mib, workers, prompt_kib, sharing, fill, arguments.rounds)
                     rows.append(row)
                     print(
-                        f"{row.prompt_kib:3}  {row.workers:7}  {row.sharing:9}  {row.fill:6}  {row.median_us:12.2f}  {row.p99_wall_us:8.1f}"
-                        f"  {row.hash_us:9.2f}  {row.hold_us:9.2f}  {row.hold_p99_wall_us:8.1f}",
+                        f"{prompt_kib:3}  {workers:7}  {sharing:9}  {fill:6}",
+                        f"{row.median_us:12.2f}  {row.p99_wall_us:8.1f}",
+                        f"{row.hash_us:9.2f}  {row.hold_us:9.2f}  {row.hold_p99_wall_us:8.1f}",
+                        sep="  ",
                         flush=True,
                     )
     if arguments.json:

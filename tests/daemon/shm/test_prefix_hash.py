@@ -8,7 +8,7 @@ import pytest
 from pointsman.daemon.shm.prefix import HashChain
 
 
-def last_hash(text: bytes, seed: int = 1, block_bytes: int = 512, salt: bytes = b"") -> int:
+def last_hash(text: bytes | bytearray, seed: int = 1, block_bytes: int = 512, salt: bytes = b"") -> int:
     return HashChain(seed, block_bytes).load(text, salt).hash_list()[-1]
 
 

@@ -1,4 +1,7 @@
-"""A process may be killed at any instruction: at every journalled store of every operation one is, then all is recounted."""
+"""A process may be killed at any instruction: one is, at every journalled store of every operation; then all is recounted.
+
+The state between two stores is the one at the next: a kill between them needs no case of its own.
+"""
 
 import os
 import signal
@@ -23,9 +26,9 @@ def run_child(work: Callable[[], object]) -> int:
     if pid == 0:
         try:
             work()
-        except BaseException:
+            os._exit(0)
+        finally:
             os._exit(1)
-        os._exit(0)
     return os.waitpid(pid, 0)[1]
 
 
@@ -122,7 +125,7 @@ OPERATIONS: dict[str, Callable[[Scene], object]] = {
 
 
 def kill_everywhere(scene: Scene, operation: Callable[[Scene], object]) -> int:
-    """Kills a child at the first, second, … point of the operation until it gets through; returns the number of points."""
+    """Kills a child at the first, second, … point of the operation until it gets through; returns their number."""
     for point in range(1, MAX_POINTS):
         scene.restore()
 
