@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,8 @@ class Exchange:
     is_keep_alive = False
     is_ended = False
     has_paused_upstream = False
+    write_raw: Callable[[bytes], None] | None = None
+    """how an event goes to the client once the answer is under way, if its bytes go as they are"""
     _is_unchunked = False
     _task: asyncio.Task[None] | None = None
 
@@ -266,6 +269,8 @@ class Exchange:
         self.bytes_out += end - position
         if self.first_byte_at == 0.0:
             self.first_byte_at = self.context.now()
+        if not self._is_unchunked:
+            self.write_raw = transport.write
         return end
 
     def answer_complete(self) -> None:

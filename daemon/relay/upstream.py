@@ -27,7 +27,7 @@ REFUSED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOS
 
 
 class UpstreamConnection(asyncio.Protocol):
-    __slots__ = ("_buffer", "_head", "exchange", "framing", "idle_since", "is_reused", "pool", "transport")
+    __slots__ = ("_buffer", "_head", "_outgoing", "exchange", "framing", "idle_since", "is_reused", "pool", "transport")
 
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
@@ -38,6 +38,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._buffer = b""
         self._head: ResponseHead | None = None
+        self._outgoing: list[bytes] = []
 
     # --- from the exchange
 
@@ -45,10 +46,14 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = exchange
         self.framing = None
         self._head = None
-        if body:
-            self.transport.writelines([head, body])
-        else:
-            self.transport.write(head)
+        self._outgoing = [head, body] if body else [head]
+        self.pool.context.upstreams.send_soon(self)
+
+    def flush(self) -> None:
+        """Write what `send` was given."""
+        outgoing, self._outgoing = self._outgoing, []
+        if self.exchange is not None and not self.transport.is_closing():
+            self.transport.writelines(outgoing)
 
     def abandon(self) -> None:
         """The exchange wants nothing more of this answer: the worker sees its connection closed."""
@@ -67,6 +72,10 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
             return
         framing = self.framing
+        if framing is not None and exchange.write_raw is not None and framing.take_one_chunk(data):
+            exchange.bytes_out += len(data)
+            exchange.write_raw(data)
+            return
         try:
             if framing is None:
                 self._head_received(exchange, data)
@@ -226,6 +235,22 @@ class UpstreamPools:
         self._context = context
         self._pools: dict[str, UpstreamPool] = {}
         self._tls: ssl.SSLContext | None = None
+        self._sending: list[UpstreamConnection] = []
+
+    def send_soon(self, connection: UpstreamConnection) -> None:
+        """Requests of one turn of the event loop go out together, when all that had arrived is parsed.
+
+        Written one by one, each would wake a worker that has just gone to sleep again: measured, half of what a
+        short request costs in the kernel.
+        """
+        if not self._sending:
+            self._context.loop.call_soon(self._send_all)
+        self._sending.append(connection)
+
+    def _send_all(self) -> None:
+        sending, self._sending = self._sending, []
+        for connection in sending:
+            connection.flush()
 
     def of(self, worker: WorkerSpec) -> UpstreamPool:
         pool = self._pools.get(worker.id)

@@ -115,3 +115,26 @@ def test_a_spoiled_body_never_counts_as_between_chunks() -> None:
     framing.spoil()
     assert before == (True, False)
     assert (framing.is_between_chunks, framing.is_done) == (False, False)
+
+
+@given(payloads.filter(bool), st.integers(0, 3))
+def test_one_chunk_at_a_time_is_the_same(pieces: list[bytes], warm: int) -> None:
+    plain, quick = BodyFraming(State.CHUNK_SIZE), BodyFraming(State.CHUNK_SIZE)
+    for _ in range(warm):
+        BodyFraming(State.CHUNK_SIZE).feed(chunked(pieces))
+    for piece in pieces:
+        raw = b"%x\r\n%b\r\n" % (len(piece), piece)
+        plain.feed(raw)
+        if not quick.take_one_chunk(raw):
+            quick.feed(raw)
+        assert (quick.tail, quick.is_between_chunks, quick.is_done) == (plain.tail, True, False)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"5\r\nhelloXX", b"5\r\nhell\r\n", b"5\r\nhelloo\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"0\r\n\r\n", b""]
+)
+def test_what_is_not_exactly_one_chunk_is_left_to_feed(raw: bytes) -> None:
+    BodyFraming(State.CHUNK_SIZE).feed(b"5\r\nhello\r\n")
+    framing = BodyFraming(State.CHUNK_SIZE)
+    assert not framing.take_one_chunk(raw)
+    assert framing.is_between_chunks
