@@ -220,14 +220,13 @@ cdef class HashChain:
             self.block_chars = self.block_bytes
             self._reserve((size + self.block_bytes - 1) // self.block_bytes)
             p = <const unsigned char *> view.buf
-            with nogil:
-                previous = self._text(previous, p, size)
+            self._text(previous, p, size)
         finally:
             PyBuffer_Release(&view)
         self.total_chars = size
         return self
 
-    cdef uint64_t _text(self, uint64_t previous, const unsigned char *p, uint64_t size) noexcept nogil:
+    cdef uint64_t _text(self, uint64_t previous, const unsigned char *p, uint64_t size) noexcept:
         """Appends `size` bytes; only the last call may have a part of a block. Room was reserved."""
         cdef uint64_t part
         while size:

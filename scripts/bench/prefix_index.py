@@ -144,7 +144,7 @@ def bench(size_mib: float, workers: int, prompt_kib: int, sharing: str, fill: st
 
 
 def hammer(index: PrefixIndex, name: int, seconds: float) -> tuple[int, float, float, int]:
-    """Prompts done; median and p99 of the wall time of match + insert, hashing left out; how often the lock was not got."""
+    """Prompts done; median and p99 wall time of match + insert without hashing; how often the lock was not got."""
     mine = PrefixIndex.attach(index.fd)
     chain, out, rng = mine.chain(), array("Q", bytes(8 * 64)), random.Random(name)
     shared, pool = random.Random(0).randbytes(16 * KIB), rng.randbytes(1 << 22)

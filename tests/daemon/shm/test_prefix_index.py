@@ -235,6 +235,17 @@ def test_a_full_index_evicts_and_never_fails() -> None:
     assert index.check() == []
 
 
+def test_for_memory_the_oldest_of_all_workers_goes_first(index: PrefixIndex) -> None:
+    insert(index, 0, "s" * 32)
+    insert(index, 1, "m" * 16)
+    insert(index, 0, "s" * 32)
+    index.shrink(0, 16, 1000, 1)  # what remains was used with the chain, after worker 1's
+    totals = index.totals()
+    free = totals["block_count"] - totals["blocks_used"]
+    assert index.make_room(free + 1, 0, 1000) == (1, False)
+    assert (index.size(0), index.size(1)) == (16, 0)
+
+
 def test_background_eviction_runs_in_slices_and_ends_when_told(index: PrefixIndex) -> None:
     for i in range(2000):
         insert(index, i % 2, b"%016d" % i)

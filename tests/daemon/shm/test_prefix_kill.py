@@ -1,6 +1,7 @@
-"""A process may be killed at any instruction: one is, at every journalled store of every operation; then all is recounted.
+"""A process may be killed at any instruction: one is, at every journalled store of every operation.
 
-The state between two stores is the one at the next: a kill between them needs no case of its own.
+After each kill everything is recounted. The state between two stores is the one at the next: a kill between them needs
+no case of its own.
 """
 
 import os
