@@ -31,6 +31,7 @@
 #define PX_JOURNAL 250 /* a step needs some 25, and one per entry that a removal shifts */
 #define PX_ALL UINT64_MAX
 #define PX_OVERDUE 256 /* evictions towards a lowered capacity that one insert or unpin does on top of its own */
+#define PX_SPARE 16 /* so many more than needed, or each short prompt would look for the oldest worker anew */
 #define PX_BATCH 64 /* evictions for memory per choice of the worker with the oldest leaf */
 
 #define PX_FAR 8
@@ -693,7 +694,7 @@ static uint64_t px_insert(px_index *ix, uint32_t slot_number, const px_chain_vie
     /* memory, at the worst case: every block is new */
     room = end - depth;
     if (head->block_count - head->blocks_used < room || head->holding_count - head->holdings_used < room) {
-        px_make_room(ix, room, room, PX_ALL, last);
+        px_make_room(ix, room + PX_SPARE, room + PX_SPARE, PX_ALL, last);
         if (head->block_count - head->blocks_used < room) room = head->block_count - head->blocks_used;
         if (head->holding_count - head->holdings_used < room) room = head->holding_count - head->holdings_used;
         end = depth + room;

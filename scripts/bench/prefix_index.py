@@ -62,7 +62,13 @@ class Bench:
         if is_full:
             while not self.index.totals()["memory_evictions"]:
                 self.index.insert(self.rng.randrange(workers), self.chain.load(self._new(128 * KIB)))
-        self.is_staggered = is_staggered
+        self.is_full, self.is_staggered = is_full, is_staggered
+        self.share()
+
+    def empty(self) -> None:
+        for slot in range(self.workers):
+            while self.index.evict(slot, 0):
+                pass
         self.share()
 
     def share(self) -> None:
@@ -77,6 +83,8 @@ class Bench:
         return b"%016d" % self.serial + self.pool[at + 16 : at + size]
 
     def prompt(self) -> bytes:
+        if not self.is_full and self.serial % 500 == 499:
+            self.empty()
         return self.shared + self._new(self.suffix_bytes)
 
     def slot(self) -> int:

@@ -101,7 +101,7 @@ def fill(scene: Scene) -> None:
     """No block is free, and no memory operation has the lock."""
     name = 100
     while scene.index.totals()["blocks_used"] < scene.index.totals()["block_count"]:
-        scene.insert(name % 2, text(name, 3))
+        scene.insert(name % 2, text(name, 1))
         name += 1
     scene.memory = bytes(scene.index.memory)
 
