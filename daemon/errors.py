@@ -102,10 +102,18 @@ def request_timeout(what: str) -> RequestError:
 
 
 def buffers_full() -> RequestError:
+    return _gateway_full("buffers_full", "the gateway's request buffers (buffer_mib) are full")
+
+
+def too_many_connections() -> RequestError:
+    return _gateway_full("too_many_connections", "the gateway has as many connections as it may (max_connections)")
+
+
+def _gateway_full(code: str, message: str) -> RequestError:
     return RequestError(
         503,
-        "buffers_full",
-        "the gateway's request buffers (buffer_mib) are full",
+        code,
+        message,
         fault=Fault.GATEWAY,
         type="server_error",
         retryable=True,

@@ -25,6 +25,7 @@ from pointsman.daemon.errors import (
     not_found,
     payload_too_large,
     request_timeout,
+    too_many_connections,
 )
 from pointsman.daemon.relay import local
 from pointsman.daemon.relay.access import MAX_LOGGED_PATH, short_line
@@ -93,7 +94,7 @@ class ClientConnection(asyncio.Protocol):
         context.count(at.G_CONNECTIONS)
         limit = context.settings.max_connections
         if limit and context.segment.gauge_total(at.G_CONNECTIONS) > limit:
-            self._refuse(buffers_full())
+            self._refuse(too_many_connections())
 
     def data_received(self, data: bytes) -> None:
         if self._linger_until:

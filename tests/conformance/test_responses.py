@@ -447,7 +447,9 @@ def test_connections_are_bounded(worker: ScriptedWorker) -> None:
         held = [few.connect() for _ in range(3)]
         few.wait_until("three connections", lambda: few.segment.gauge_total(at.G_CONNECTIONS) == 3)
         with few.connect() as one_more:
-            assert Reader(one_more).answer().status == 503
+            answer = Reader(one_more).answer()
+            assert answer.status == 503
+            assert b"too_many_connections" in answer.body
         for sock in held:
             sock.sendall(get(b"/health"))
             assert Reader(sock).answer().status == 200
