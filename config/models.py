@@ -112,6 +112,16 @@ class ServeConfig(BaseSettings):
 
     workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
     policy: Annotated[str, AfterValidator(canonical_name)] = _key("policy", "policy of requests without a profile")
+    prefix_index_mib: int = _key("prefix_index_mib", "memory of the shared prefix index (MiB)", ge=1, le=2**20)
+    prefix_block_bytes: int = _key(
+        "prefix_block_bytes", "prompt text per block of the prefix index (bytes)", ge=16, le=2**20
+    )
+    eviction_interval_secs: float = _seconds(
+        "eviction_interval_secs", "between evictions of the prefix index to max_tree_size; 0 = never"
+    )
+    max_tree_size: int = _key(
+        "max_tree_size", "prefix index per worker whose engine tells no KV capacity (characters)", ge=1024, le=2**50
+    )
     strict_models: bool = _key("strict_models", "answer 404 for a model that no worker announces")
     extra_paths: Annotated[_Strings, _each(_request_path)] = _key("extra_paths", "further paths to route to workers")
     worker_networks: Annotated[_Strings, _each(_network)] = _key(
@@ -122,7 +132,7 @@ class ServeConfig(BaseSettings):
     buffer_mib: int = _key("buffer_mib", "request bodies held at once by all shards (MiB)", ge=1, le=2**20)
     buffer_wait_s: float = _seconds("buffer_wait_s", "how long a body may wait for buffer space")
     max_connections: int = _key("max_connections", "client connections of all shards; 0 = no limit", ge=0, le=2**24)
-    max_workers: int = _key("max_workers", "slots for workers in shared memory", ge=1, le=4096)
+    max_workers: int = _key("max_workers", "slots for workers in shared memory", ge=1, le=255)
     max_header_bytes: int = _key("max_header_bytes", "largest request head (bytes)", ge=1024, le=2**20)
     max_headers: int = _key("max_headers", "most header fields of a request", ge=8, le=10_000)
 

@@ -31,6 +31,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     workers: tuple[str, ...] = ()
     """Worker URLs of the command line or toml; not kept over a restart."""
     policy: str = "least_request"
+    prefix_index_mib: int = 256
+    """memory of the prefix index, shared by all shards; about 6,000 blocks a MiB"""
+    prefix_block_bytes: int = 512
+    """of prompt text per block of the prefix index"""
+    eviction_interval_secs: float = 120.0
+    """between evictions of the prefix index to `max_tree_size`; 0 = never"""
+    max_tree_size: int = 2**26
+    """characters per worker that the prefix index keeps where the engine does not tell its KV capacity"""
     strict_models: bool = False
     extra_paths: tuple[str, ...] = ()
     worker_networks: tuple[str, ...] = (
@@ -51,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """how long a body may wait for buffer space before 503"""
     max_connections: int = 0
     """client connections over all shards; 0 = bounded by the file descriptor limit alone"""
-    max_workers: int = 256
+    max_workers: int = 255
     max_header_bytes: int = 65536
     max_headers: int = 100
 

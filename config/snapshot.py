@@ -6,10 +6,15 @@ imports nothing heavy: a shard never loads pydantic.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 MODEL_OTHER = "other"
 """Label (index 0 of `Snapshot.models`) of requests whose model no worker serves; bounds the metrics' cardinality."""
+
+
+MAX_TOKENS = 2**31 - 1
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,12 +38,32 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: float = 1.0
     labels: dict[str, str] = {}
     api_key: str | None = None
+    prompt_tokens_min: int = 0
+    prompt_tokens_max: int = MAX_TOKENS
+    """The prompt lengths that it takes, both ends included."""
+    kv_tokens: int | None = None
+    """Declared KV capacity; None: as the engine tells."""
+
+
+class Hints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For `config-profile: auto`. Tokens; lower bounds included, upper ones not; 0 = no such hint."""
+
+    prompt_tokens_gte: int = 0
+    prompt_tokens_lt: int = 0
+    max_tokens_gte: int = 0
+    max_tokens_lt: int = 0
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     strategy: str | None = None
-    """Canonical policy name; None = the daemon's default policy."""
+    """As it was written: "least-request:40,prefix-cache:60"; None = the daemon's default policy."""
+    routing: dict[str, Any] = {}
+    """Parameters of policies, `chain`, `sticky`: a mapping that `routing.strategies.read_profile` takes."""
+    hints: Hints = Hints()
+    prompt_tokens_min: int = 0
+    prompt_tokens_max: int = MAX_TOKENS
+    """Prompts of other lengths fall to the next `match`."""
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +87,11 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_profile: str | None = None
     matches: tuple[Match, ...] = ()
     default_policy: str = "least_request"
+    locked_strategy: str = ""
+    """`lockedRoutingStrategy`: wins over the request's header and the profile."""
+    eviction_interval_secs: float | None = None
+    max_tree_size: int | None = None
+    """Of the `shared` section; None = as the settings say."""
     strict_models: bool = False
     models: tuple[str, ...] = (MODEL_OTHER,)
     """Index = the model's label in the metrics; only ever appended to while the daemon lives."""

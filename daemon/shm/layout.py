@@ -9,10 +9,14 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     header           one page: identity, current generation, phase, round-robin cursor, routing mutex
     process rows     one per shard, then control: pid, heartbeat, loaded generation, state, restarts
     worker rows      one per worker slot: status and since when (written under the routing mutex)
-    load rows        [shard][worker], a cache line each: in flight, bytes in flight, picks, failures
+    signals          one row per worker slot: what its engine reports (written by control)
+    load rows        [shard][worker]: in flight, bytes in flight, picks by reason, failures, how predictions came true
     shard gauges     one row per shard
     request series   per shard, an append-only open table (route, model, code) -> count
     histograms       per shard, [route][kind]: bucket counts, count, sum
+    decisions        per shard, a ring of the last routed requests (shm.decisions)
+    bookings         the booking table and the cost model (shm.bookings), under the routing mutex
+    sessions, users  tables of recently used keys (shm.recent), under the routing mutex
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAGIC = 0x314D48534D535450  # "PTSMSHM1", little endian
-VERSION = 1
+VERSION = 2
 WORD = 8
 PAGE_WORDS = 512
 
@@ -51,15 +55,42 @@ W_STATUS, W_SINCE_MS = range(2)
 # worker status
 STATUS_FREE, STATUS_PENDING, STATUS_UP, STATUS_DOWN, STATUS_DRAINING = range(5)
 
+# signals row: what an engine reported; doubles are marked (d), NaN = it does not tell
+SIGNAL_WORDS = 16
+S_AT_S = 0  # (d) seconds of the monotonic clock; 0 = never
+S_RUNNING, S_WAITING, S_KV_USAGE, S_CPU_KV_USAGE, S_BUSY, S_UTILIZATION = range(1, 7)  # (d)
+S_KV_TOKENS = 7  # capacity; 0 = not known
+S_PROMPT_TOKENS, S_CACHED_TOKENS = 8, 9  # (d) the engine's own totals since its start
+
 # load row
-LOAD_WORDS = 8
+LOAD_WORDS = 32
 L_INFLIGHT, L_INFLIGHT_BYTES, L_PICKS, L_CONNECT_FAILURES, L_FAILURES = range(5)
+# tokens of prompts: sent, believed cached; of answers with usage: prompt, cached as the engine says
+L_PROMPT_TOKENS, L_BELIEVED_TOKENS, L_USAGE_PROMPT_TOKENS, L_USAGE_CACHED_TOKENS = range(8, 12)
+# streamed answers: how many, microseconds to the first byte as predicted and as it was, sum of the differences
+L_PREDICTIONS, L_PREDICTED_US, L_REAL_US, L_ERROR_US = range(12, 16)
+L_REASONS = 16  # picks by reason, in the order of routing.picking.REASONS
 
 # shard gauges; those before G_FIRST_COUNTER return to 0 with the shard, the others only grow
 GAUGE_WORDS = 64
 G_CONNECTIONS, G_REQUESTS, G_BUFFERED_BYTES, G_UPSTREAM_CONNECTIONS = range(4)
 G_FIRST_COUNTER = 16
 G_LOG_DROPPED, G_PROFILE_FALLBACKS, G_CLIENT_DISCONNECTS, G_UPSTREAM_RESENDS, G_SERIES_FULL = range(16, 21)
+G_CACHE_HITS, G_CACHE_MISSES, G_LOAD_BALANCING, G_DEGRADED, G_UNBOOKED, G_UNLOCKED, G_UNINDEXED = range(21, 28)
+
+# bookings in flight per shard; with more, requests go on unbooked, counted
+BOOKINGS_PER_SHARD = 8192
+BOOKING_HEADER_WORDS, BOOKING_WORKER_WORDS, BOOKING_WORDS = 64, 32, 16
+
+# tables of recent keys
+RECENT_WORDS = 4
+SESSIONS = 65_536
+USERS = 1024
+
+# decisions
+DECISION_WORDS = 16
+DECISIONS = 8192
+DECISION_RING_WORDS = 8 + DECISIONS * DECISION_WORDS
 
 # request series: pairs (key + 1, count)
 SERIES_SLOTS = 4096
@@ -87,10 +118,15 @@ class Layout:
     slots: int
     processes: int = field(init=False)
     workers: int = field(init=False)
+    signals: int = field(init=False)
     loads: int = field(init=False)
     gauges: int = field(init=False)
     series: int = field(init=False)
     histograms: int = field(init=False)
+    decisions: int = field(init=False)
+    bookings: int = field(init=False)
+    sessions: int = field(init=False)
+    users: int = field(init=False)
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,10 +134,15 @@ class Layout:
         for name, words in (
             ("processes", (self.shards + 1) * PROCESS_WORDS),
             ("workers", self.slots * WORKER_WORDS),
+            ("signals", self.slots * SIGNAL_WORDS),
             ("loads", self.shards * self.slots * LOAD_WORDS),
             ("gauges", self.shards * GAUGE_WORDS),
             ("series", self.shards * SERIES_WORDS),
             ("histograms", self.shards * HISTOGRAM_ROUTES * HISTOGRAM_KINDS * HISTOGRAM_WORDS),
+            ("decisions", self.shards * DECISION_RING_WORDS),
+            ("bookings", self.bookings_words),
+            ("sessions", SESSIONS * RECENT_WORDS),
+            ("users", USERS * RECENT_WORDS),
         ):
             object.__setattr__(self, name, offset)
             offset += words
@@ -111,6 +152,11 @@ class Layout:
     @property
     def size_bytes(self) -> int:
         return self.words * WORD
+
+    @property
+    def bookings_words(self) -> int:
+        bookings = self.shards * BOOKINGS_PER_SHARD * BOOKING_WORDS
+        return BOOKING_HEADER_WORDS + self.slots * BOOKING_WORKER_WORDS + bookings
 
     @property
     def control(self) -> int:
@@ -123,6 +169,9 @@ class Layout:
     def worker(self, slot: int, word: int) -> int:
         return self.workers + slot * WORKER_WORDS + word
 
+    def signal(self, slot: int, word: int) -> int:
+        return self.signals + slot * SIGNAL_WORDS + word
+
     def load(self, shard: int, slot: int, word: int) -> int:
         return self.loads + (shard * self.slots + slot) * LOAD_WORDS + word
 
@@ -134,3 +183,6 @@ class Layout:
 
     def histogram(self, shard: int, route: int, kind: int) -> int:
         return self.histograms + ((shard * HISTOGRAM_ROUTES + route) * HISTOGRAM_KINDS + kind) * HISTOGRAM_WORDS
+
+    def decision_ring(self, shard: int) -> int:
+        return self.decisions + shard * DECISION_RING_WORDS

@@ -7,6 +7,7 @@ could not use.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import time
@@ -21,6 +22,25 @@ from pointsman.daemon.shm.native import Words
 
 class SegmentError(PointsmanError):
     """The descriptor is not a segment of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSignals:
+    """What an engine reported at `at_s` (seconds of the monotonic clock); None = it does not tell. Shares are 0..1."""
+
+    at_s: float
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    cpu_kv_usage: float | None = None
+    busy: float | None = None
+    utilization: float | None = None
+    prompt_tokens: float | None = None
+    """Prompt tokens that it looked up in its prefix cache since its start."""
+    cached_tokens: float | None = None
+    """Those of them that it found."""
+    kv_tokens: int | None = None
+    """Tokens that its KV cache holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +62,8 @@ class Segment:
         self.words = Words(memory, layout.shards, layout.slots, layout.loads, layout.workers)
         self.cells = memoryview(memory).cast("q")
         """Plain words, for the owner of a row to count in and for readers of what needs no lock."""
+        self.reals = memoryview(memory).cast("d")
+        """The same words, read as doubles."""
 
     @classmethod
     def create(cls, shards: int, slots: int) -> Segment:
@@ -159,7 +181,53 @@ class Segment:
         """Empty a slot for its next tenant; only when it is in no generation and nothing is in flight on it."""
         for shard in range(self.layout.shards):
             self.words.fill_zero(self.layout.load(shard, slot, 0), at.LOAD_WORDS)
+        self.words.fill_zero(self.layout.signal(slot, 0), at.SIGNAL_WORDS)
         self.words.fill_zero(self.layout.worker(slot, 0), at.WORKER_WORDS)
+
+    # --- what engines report
+
+    def report(self, slot: int, report: EngineSignals) -> None:
+        """What a worker's engine says of itself now. Only by control."""
+        first = self.layout.signal(slot, 0)
+        for word, value in (
+            (at.S_RUNNING, report.running),
+            (at.S_WAITING, report.waiting),
+            (at.S_KV_USAGE, report.kv_usage),
+            (at.S_CPU_KV_USAGE, report.cpu_kv_usage),
+            (at.S_BUSY, report.busy),
+            (at.S_UTILIZATION, report.utilization),
+            (at.S_PROMPT_TOKENS, report.prompt_tokens),
+            (at.S_CACHED_TOKENS, report.cached_tokens),
+        ):
+            self.reals[first + word] = math.nan if value is None else value
+        if report.kv_tokens is not None:
+            self.cells[first + at.S_KV_TOKENS] = report.kv_tokens
+        self.reals[first + at.S_AT_S] = report.at_s
+
+    def signals(self, slot: int) -> EngineSignals | None:
+        """The last report, however old; None when there was none."""
+        first = self.layout.signal(slot, 0)
+        at_s = self.reals[first + at.S_AT_S]
+        if not at_s:
+            return None
+        told = {
+            name: None if math.isnan(value := self.reals[first + word]) else value
+            for name, word in (
+                ("running", at.S_RUNNING),
+                ("waiting", at.S_WAITING),
+                ("kv_usage", at.S_KV_USAGE),
+                ("cpu_kv_usage", at.S_CPU_KV_USAGE),
+                ("busy", at.S_BUSY),
+                ("utilization", at.S_UTILIZATION),
+                ("prompt_tokens", at.S_PROMPT_TOKENS),
+                ("cached_tokens", at.S_CACHED_TOKENS),
+            )
+        }
+        return EngineSignals(at_s, kv_tokens=self.kv_tokens(slot) or None, **told)
+
+    def kv_tokens(self, slot: int) -> int:
+        """The worker's KV capacity; 0 = not known."""
+        return self.cells[self.layout.signal(slot, at.S_KV_TOKENS)]
 
     # --- shards
 
