@@ -75,9 +75,8 @@ class ExpectedCost:
 
 def lost_with(situation: Situation) -> float:
     """`fleet.lost` after this request: the smoothed share of prompt blocks seen lately that no worker holds."""
-    lost, depths = situation.fleet.lost, situation.depths
-    blocks = len(situation.chain.hashes)
-    if not blocks:
-        return lost
-    held = max(depths[:-1])
-    return lost + _LOST_WEIGHT * (max(depths[-1] - held, 0) / blocks - lost)
+    fleet, chain, depths = situation.fleet, situation.chain, situation.depths
+    if not chain.total_chars:
+        return fleet.lost
+    gone = max(depths[-1] - max(depths[:-1]), 0)
+    return fleet.lost + _LOST_WEIGHT * (chain.share(gone) - fleet.lost)

@@ -2,6 +2,8 @@
 
 A booking is the charge of one routed request: from the pick to the first token its predicted prefill waits in the
 worker's line, from then to the end it is a decoding sequence. All of it is removed at the end, whatever the end was.
+Of a *blind* one (its answer is not streamed) nobody sees the first token: once it is first in line it leaves the line
+after its predicted seconds.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Load:
         "_busy_s",
         "_served",
         "_served_at",
+        "blind",
         "decoding",
         "head_s",
         "in_flight",
@@ -76,6 +79,8 @@ class Load:
         self.decoding = 0
         self.pending: dict[int, float] = {}
         """Booking -> predicted prefill seconds, in order, until the first token."""
+        self.blind: dict[int, Booking] = {}
+        """Those of them whose first token nobody will see."""
         self.wait_sum_s = 0.0
         self.head_s = 0.0
         """When the present head of that line began."""
@@ -133,6 +138,7 @@ class Booking:
     __slots__ = (
         "context",
         "first_token_s",
+        "is_blind",
         "is_over",
         "new",
         "number",
@@ -150,6 +156,7 @@ class Booking:
         self.worker = worker
         self.start_s = start_s
         self.first_token_s: float | None = None
+        self.is_blind = False
         self.is_over = False
         self.new = 0
         self.context = 0
@@ -190,7 +197,15 @@ class Fleet:
         self._numbers = 0
 
     def book(
-        self, worker: int, chain: Chain, prompt_tokens: int, cached_tokens: int, now: float, *, is_pinned: bool = True
+        self,
+        worker: int,
+        chain: Chain,
+        prompt_tokens: int,
+        cached_tokens: int,
+        now: float,
+        *,
+        is_pinned: bool = True,
+        is_blind: bool = False,
     ) -> Booking:
         """Charges a request with `cached_tokens` of its prompt believed to be held by `worker`."""
         load = self.loads[worker]
@@ -206,6 +221,9 @@ class Fleet:
         if not load.pending:
             load.head_s = now
         load.pending[booking.number] = booking.prefill_s
+        if is_blind:
+            booking.is_blind = True
+            load.blind[booking.number] = booking
         load.wait_sum_s += booking.prefill_s
         load.queued_tokens += booking.new
         load.tokens += prompt_tokens
@@ -231,6 +249,19 @@ class Fleet:
             self.cost.learn(booking.new, booking.context, now - load.head_s)
         self._leave_line(load, booking, now)
         load.decoding += 1
+
+    def ripen(self, worker: int, now: float) -> None:
+        """Blind bookings at the head of the line whose predicted seconds are over leave it."""
+        load = self.loads[worker]
+        while load.blind and load.pending:
+            number, prefill_s = next(iter(load.pending.items()))
+            booking = load.blind.get(number)
+            ends = load.head_s + prefill_s
+            if booking is None or ends > now:
+                break
+            booking.first_token_s = ends
+            self._leave_line(load, booking, ends)
+            load.decoding += 1
 
     def finish(self, booking: Booking, now: float, output_tokens: int | None) -> None:
         """The request ended; `output_tokens` None: it failed or was cancelled, nothing is learned from it.
@@ -269,9 +300,16 @@ class Fleet:
         if len(self._users) > MAX_USERS:
             del self._users[next(iter(self._users))]
 
-    def user_tokens(self, now: float) -> dict[str, float]:
-        """What every user had lately, with a half-life of USER_HALF_LIFE_S."""
-        return {user: held * _decay(now - at, USER_HALF_LIFE_S) for user, (held, at) in self._users.items()}
+    def user_usage(self, user: str, now: float) -> tuple[float, float, float]:
+        """(tokens that `user` had lately, least and most of all users), with a half-life of USER_HALF_LIFE_S."""
+        usage = {name: held * _decay(now - at, USER_HALF_LIFE_S) for name, (held, at) in self._users.items()}
+        if not usage:
+            return 0.0, 0.0, 0.0
+        return usage.get(user, 0.0), min(usage.values()), max(usage.values())
+
+    def session(self, key: str) -> tuple[int, float] | None:
+        """(worker, last use) of a session."""
+        return self.sessions.get(key)
 
     def stick(self, key: str, worker: int, now: float) -> None:
         """The session of `key` is at `worker` now."""
@@ -293,6 +331,8 @@ class Fleet:
 
     def _leave_line(self, load: Load, booking: Booking, now: float) -> None:
         load.wait_sum_s -= load.pending.pop(booking.number)
+        if booking.is_blind:
+            del load.blind[booking.number]
         load.queued_tokens -= booking.new
         load.head_s = now
         if not load.pending:

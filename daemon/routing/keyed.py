@@ -46,11 +46,8 @@ def header_key(situation: Situation) -> str:
 
 
 def head_key(situation: Situation, head_chars: int) -> str:
-    chain = situation.chain
-    if not chain.hashes:
-        return ""
-    depth = min(max(head_chars // chain.block_chars, 1), len(chain.hashes))
-    return str(chain.hashes[depth - 1])
+    head = situation.chain.head(head_chars)
+    return str(head) if head else ""
 
 
 class Keyed:

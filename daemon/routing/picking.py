@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pointsman.daemon.routing.fleet import Fleet
 from pointsman.daemon.routing.policies import Rng
-from pointsman.daemon.routing.prompt import Chain, Request
+from pointsman.daemon.routing.views import ChainView, FleetView, RequestView
 
 # Why a worker was picked; the words of metrics and explanations.
 PREFIX = "prefix"
@@ -25,6 +24,8 @@ STALE = "stale signal"
 NAMED = "named"
 """The request names its worker or its key."""
 CHANCE = "chance"
+REASONS = (PREFIX, SPILL, LOAD, ONLY_ELIGIBLE, STICKY, IMBALANCE, STALE, NAMED, CHANCE)
+"""In shared memory and metrics a reason is its position here: only ever append."""
 
 
 class Situation:
@@ -34,11 +35,11 @@ class Situation:
 
     def __init__(
         self,
-        request: Request,
-        chain: Chain,
+        request: RequestView,
+        chain: ChainView,
         depths: Sequence[int],
         eligible: Sequence[int],
-        fleet: Fleet,
+        fleet: FleetView,
         now: float,
         rng: Rng,
         turn: int = 0,
@@ -46,7 +47,7 @@ class Situation:
         self.request = request
         self.chain = chain
         self.depths = depths
-        """Leading blocks held, by worker; one more for the ghost."""
+        """How much of the prompt is held, in the chain's unit, by worker; one more for the ghost."""
         self.eligible = eligible
         """Positions in `fleet.workers`, ascending, at least one."""
         self.fleet = fleet

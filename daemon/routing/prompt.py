@@ -32,6 +32,16 @@ class Chain:
         """Characters in the first `depth` blocks."""
         return min(depth * self.block_chars, self.total_chars)
 
+    def share(self, depth: int) -> float:
+        """0..1 of the blocks; 0 for an empty prompt."""
+        return depth / len(self.hashes) if self.hashes else 0.0
+
+    def head(self, chars: int) -> int:
+        """The hash of the first `chars` characters, in whole blocks, at least one; 0 for an empty prompt."""
+        if not self.hashes:
+            return 0
+        return self.hashes[min(max(chars // self.block_chars, 1), len(self.hashes)) - 1]
+
     def tail_chars(self) -> int:
         """Size of the last block."""
         return self.total_chars - (len(self.hashes) - 1) * self.block_chars
@@ -93,6 +103,8 @@ class Request:
     model: str = ""
     lora: str = ""
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    is_streamed: bool = True
+    """False: nobody will see its first token."""
 
     def tokens(self) -> int:
         """Prompt length in tokens, at least 1."""

@@ -12,26 +12,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pointsman.daemon.errors import no_worker
-from pointsman.daemon.routing.eligibility import TARGET_HEADER, narrow
-from pointsman.daemon.routing.expected_cost import ExpectedCost, lost_with
+from pointsman.daemon.routing.eligibility import narrow
+from pointsman.daemon.routing.expected_cost import lost_with
 from pointsman.daemon.routing.fleet import GHOST_FACTOR, Booking, Fleet, Signals, Worker
 from pointsman.daemon.routing.index import UNLIMITED
-from pointsman.daemon.routing.picking import NAMED, STICKY, Explanation, Pick, Policy, Situation
-from pointsman.daemon.routing.prompt import BLOCK_BYTES, CHARS_PER_TOKEN, Request
+from pointsman.daemon.routing.picking import Explanation, Policy, Situation
+from pointsman.daemon.routing.prompt import BLOCK_BYTES, CHARS_PER_TOKEN, Chain, Request
 from pointsman.daemon.routing.rng import SplitMix
-from pointsman.daemon.routing.scorers import MAX_KEY, session_key
-from pointsman.daemon.routing.strategies import RoutingProfile, build, effective_strategy, read_profile
+from pointsman.daemon.routing.scorers import MAX_KEY
+from pointsman.daemon.routing.selection import Selection
+from pointsman.daemon.routing.strategies import RoutingProfile, read_profile
 
 __all__ = ["Decision", "Request", "Router", "Signals", "Worker"]
 
 GHOST_CHARS_OF_UNKNOWN = 2**26
-MAX_POLICIES = 256
-"""Strategies of clients' headers that are kept compiled."""
-STAY_SLACK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,7 @@ class Router:
         self.workers = tuple(workers)
         self.names = tuple(worker.name for worker in workers)
         self.profile = read_profile(profile)
-        self.policy: Policy = build(self.profile, self.profile.locked or None)
-        self._asked: dict[str, Policy] = {}
-        self._stay_cost = ExpectedCost(self.profile.expected_cost)
+        self._selection = Selection(self.profile)
         self._everyone = tuple(range(len(workers)))
         self._rng = SplitMix(seed)
         self._turn = 0
@@ -88,6 +84,10 @@ class Router:
         ghost = GHOST_FACTOR * sum(GHOST_CHARS_OF_UNKNOWN if chars is None else chars for chars in kv)
         return Fleet(self.workers, [UNLIMITED if chars is None else chars for chars in kv], ghost)
 
+    @property
+    def policy(self) -> Policy:
+        return self._selection.own
+
     def choose(
         self, request: Request, now: float, *, eligible: Sequence[int] | None = None, explain: bool = False
     ) -> Decision:
@@ -96,11 +96,12 @@ class Router:
         `eligible`: positions that may take it (healthy, breaker closed, not draining, serving the model), ascending;
         default all. Raises RequestError 503 when there is none, 400 when the policy refuses the request.
         """
-        situation, dropped = self._situation(request, now, eligible)
-        policy = self._policy(request)
-        explanation = self._explanation(policy, situation, dropped) if explain else None
-        key = session_key(request.headers) if self.profile.sticky is not None else ""
-        pick = (self._stay(situation, key) if key else None) or policy.pick(situation)
+        selection = self._selection
+        policy = selection.policy(selection.asked(request))
+        situation, chain, dropped = self._situation(request, now, eligible)
+        explanation = selection.explain(policy, situation, dropped) if explain else None
+        key = selection.session(request)
+        pick = selection.pick(policy, situation, key)
         fleet, worker = self.fleet, pick.worker
         if key:
             fleet.stick(key, worker, now)
@@ -108,20 +109,26 @@ class Router:
         wait = fleet.loads[worker].wait_s(now)
         fleet.lost = lost_with(situation)
         booking = fleet.book(
-            worker, situation.chain, situation.prompt_tokens, cached, now, is_pinned=self._tree_chars is None
+            worker,
+            chain,
+            situation.prompt_tokens,
+            cached,
+            now,
+            is_pinned=self._tree_chars is None,
+            is_blind=not request.is_streamed,
         )
         self._turn += 1
         user = request.headers.get("user", "")[:MAX_KEY]
         if user:
             booking.user = user
             fleet.charge_user(user, 4.0 * situation.prompt_tokens, now)
-        reason = NAMED if TARGET_HEADER in request.headers else pick.reason
-        return Decision(self.names[worker], worker, reason, cached, wait + booking.prefill_s, booking, explanation)
+        return Decision(self.names[worker], worker, pick.reason, cached, wait + booking.prefill_s, booking, explanation)
 
     def explain(self, request: Request, now: float, *, eligible: Sequence[int] | None = None) -> Explanation:
         """What `choose` would go by; nothing is booked."""
-        situation, dropped = self._situation(request, now, eligible)
-        return self._explanation(self._policy(request), situation, dropped)
+        policy = self._selection.policy(self._selection.asked(request))
+        situation, _, dropped = self._situation(request, now, eligible)
+        return self._selection.explain(policy, situation, dropped)
 
     def first_token(self, decision: Decision, now: float) -> None:
         """The first byte of the answer's body came. May be left out where it is not seen."""
@@ -135,49 +142,18 @@ class Router:
         """What an engine's metrics say, for the policies that go by them."""
         self.fleet.loads[worker].signals = signals
 
-    def _policy(self, request: Request) -> Policy:
-        asked = request.headers.get("routing-strategy")
-        if not asked or effective_strategy(self.profile, asked) != asked:
-            return self.policy
-        policy = self._asked.get(asked)
-        if policy is None:
-            policy = build(self.profile, asked)
-            if len(self._asked) >= MAX_POLICIES:  # white space and weights make endless variants
-                self._asked.clear()
-            self._asked[asked] = policy
-        return policy
-
-    def _stay(self, situation: Situation, key: str) -> Pick | None:
-        """The session's worker, while it is eligible and not much dearer than the best one."""
-        held, sticky = self.fleet.sessions.get(key), self.profile.sticky
-        if held is None or sticky is None or held[0] not in situation.eligible:
-            return None
-        worker, last_s = held
-        if situation.now - last_s > sticky.idle_secs:
-            return None
-        costs = self._stay_cost.costs(situation)
-        cost = costs[situation.eligible.index(worker)]
-        return Pick(worker, STICKY) if cost <= sticky.factor * min(costs) + STAY_SLACK_S else None
-
-    def _explanation(self, policy: Policy, situation: Situation, dropped: dict[int, str]) -> Explanation:
-        found = policy.explain(situation)
-        matched = {worker: situation.cached_tokens(worker) for worker in situation.eligible}
-        ttft = {
-            worker: self.fleet.loads[worker].wait_s(situation.now) + situation.prefill_s(worker)
-            for worker in situation.eligible
-        }
-        return replace(found, dropped={**dropped, **(found.dropped or {})}, matched_tokens=matched, ttft_s=ttft)
-
     def _situation(
         self, request: Request, now: float, eligible: Sequence[int] | None
-    ) -> tuple[Situation, dict[int, str]]:
+    ) -> tuple[Situation, Chain, dict[int, str]]:
         left, dropped = narrow(request, self.workers, self._everyone if eligible is None else eligible)
         if not left:
             raise no_worker("no worker is eligible for this request")
         self._evict_if_due(now)
+        for worker in left:
+            self.fleet.ripen(worker, now)
         chain = request.chain(block_bytes=self._block_bytes, seed=self._hash_seed)
         depths = self.fleet.index.match(chain)
-        return Situation(request, chain, depths, left, self.fleet, now, self._rng, self._turn), dropped
+        return Situation(request, chain, depths, left, self.fleet, now, self._rng, self._turn), chain, dropped
 
     def _evict_if_due(self, now: float) -> None:
         if self._tree_chars is None or self._interval_s <= 0:

@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from pointsman.daemon.routing.fleet import Load, Signals
+from pointsman.daemon.routing.fleet import Signals
 from pointsman.daemon.routing.picking import Situation
 from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN
+from pointsman.daemon.routing.views import LoadView
 
 MAX_KEY = 256
 """Characters of a session key; longer ones are cut."""
@@ -44,7 +45,7 @@ class Scorer(NamedTuple):
     score: Callable[[Situation], Scores]
 
 
-def _loads(situation: Situation) -> list[Load]:
+def _loads(situation: Situation) -> list[LoadView]:
     return [situation.fleet.loads[worker] for worker in situation.eligible]
 
 
@@ -150,10 +151,9 @@ def _vtc_basic(situation: Situation) -> Scores:
     busy = [_VTC_WEIGHT_LOAD * min(load.in_flight / _VTC_FULL, 1.0) for load in loads]
     if not user:
         return Scores(busy)
-    usage = situation.fleet.user_tokens(situation.now)
-    least, most = (min(usage.values()), max(usage.values())) if usage else (0.0, 0.0)
+    own, least, most = situation.fleet.user_usage(user, situation.now)
     bucket = max(_VTC_LEAST_BUCKET, (least + most) / 2)
-    place = min(usage.get(user, 0.0) / bucket, len(loads) - 1)
+    place = min(own / bucket, len(loads) - 1)
     return Scores([_VTC_WEIGHT_FAIRNESS * abs(i - place) + cost for i, cost in enumerate(busy)])
 
 

@@ -3,13 +3,14 @@
 
 Theory of operation. The memory is an array of 8-byte words:
 
-    header     cost model (recursive least squares), smoothed output length and stay, sequence number
+    header     cost model (recursive least squares), smoothed output length and stay, share of lost blocks, sequence
     workers    per worker slot: the line of prefills (first and last booking, predicted seconds, when the head began),
-               requests decoding, tokens and reserved characters in flight
+               requests decoding, tokens and reserved characters in flight, pace of decoding, tokens served, busy time
     bookings   per shard a fixed number of slots: state, worker, predicted seconds, tokens, links of the line
 
-A booking is `pending` from the pick to its first token (it stands in its worker's line), `decoding` until its end. The
-slots are the truth; what the worker rows add up can be computed from them at any time. That is the whole recovery:
+A booking is `pending` from the pick to its first token (it stands in its worker's line), `decoding` until its end. Of
+a *blind* one (an answer that is not streamed) nobody sees the first token: when it is first in line it leaves the line
+after its predicted seconds, and teaches the cost model nothing. The slots are the truth; what the worker rows add up can be computed from them at any time. That is the whole recovery:
 `rebuild` does it when the routing mutex was taken from a dead holder, `reclaim` ends the bookings of a dead shard.
 A slot's state is written last when it is booked and first when it ends, so a half-written booking never counts.
 
@@ -17,14 +18,17 @@ Every method but the constructor must be called with the routing mutex held (nat
 numbers, nothing points outside. The formulas are those of pointsman.daemon.routing.cost_model and fleet; a
 differential test keeps them equal.
 """
-from libc.math cimport fmax, fmin, isfinite
-from libc.stdint cimport int64_t
+from libc.math cimport exp2, fmax, fmin, isfinite
+from libc.stdint cimport int64_t, uint64_t
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+
+from pointsman.daemon.shm import layout as _layout
 
 cdef enum:
     HEADER_WORDS = 64
-    WORKER_WORDS = 16
+    WORKER_WORDS = 32
     BOOKING_WORDS = 16
+    MAX_CANDIDATES = 256
     # header
     H_SEQUENCE = 0
     H_RECOVERIES = 1
@@ -41,6 +45,7 @@ cdef enum:
     H_OUTPUT_SEEN = 17
     H_STAY = 18
     H_STAY_SEEN = 19
+    H_LOST = 24
     # worker
     W_FIRST = 0
     W_LAST = 1
@@ -51,6 +56,14 @@ cdef enum:
     W_TOKENS = 6
     W_QUEUED_TOKENS = 7
     W_RESERVED = 8
+    W_PROCESSED = 9
+    W_KV_CHARS = 10
+    W_TPOT = 12
+    W_TPOT_SEEN = 13
+    W_SERVED = 14
+    W_SERVED_AT = 15
+    W_BUSY_S = 16
+    W_BUSY_AT = 17
     # booking
     B_STATE = 0
     B_WORKER = 1
@@ -63,6 +76,8 @@ cdef enum:
     B_CONTEXT = 8
     B_PROMPT = 9
     B_RESERVED = 10
+    B_IS_BLIND = 11
+    B_FIRST_S = 12
     # state
     FREE = 0
     PENDING = 1
@@ -74,7 +89,24 @@ cdef double FORGETTING = 0.999
 cdef double MOST_DOUBT = 1.0
 cdef double LEAST_SLOPE = 1e-4
 cdef double LEAST_WEIGHT = 0.01
+cdef double RATE_HALF_LIFE_S = 60.0
+cdef double LOST_WEIGHT = 0.005
+cdef double MOST_STAYS = 4.0
+cdef double CHARS_PER_TOKEN = 4.0
+cdef double FIRST_TPOT_S = 0.02
 NONE = -1
+
+# why a worker was picked: positions in routing.picking.REASONS
+cdef enum:
+    PREFIX = 0
+    SPILL = 1
+    LOAD = 2
+    ONLY_ELIGIBLE = 3
+
+if (HEADER_WORDS, WORKER_WORDS, BOOKING_WORDS) != (
+    _layout.BOOKING_HEADER_WORDS, _layout.BOOKING_WORKER_WORDS, _layout.BOOKING_WORDS
+):
+    raise ImportError("layout.py and bookings.pyx do not agree on the records")
 
 
 def size_bytes(int64_t shards, int64_t workers, int64_t per_shard) -> int:
@@ -88,6 +120,8 @@ cdef class Bookings:
     cdef int64_t shards, workers, per_shard, first_booking
     cdef bint attached
     cdef dict hints
+    cdef Py_buffer matched, pinned
+    cdef bint is_lent
 
     def __cinit__(self, buffer, int64_t shards, int64_t workers, int64_t per_shard):
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
@@ -102,6 +136,19 @@ cdef class Bookings:
     def __dealloc__(self):
         if self.attached:
             PyBuffer_Release(&self.view)
+        if self.is_lent:
+            PyBuffer_Release(&self.matched)
+            PyBuffer_Release(&self.pinned)
+
+    def lend(self, matched, pinned):
+        """The buffers that `choose` reads: characters matched and pinned, 8 bytes per worker slot; one more, the ghost."""
+        if self.is_lent:
+            raise RuntimeError("buffers were lent already")
+        PyObject_GetBuffer(matched, &self.matched, PyBUF_WRITABLE)
+        PyObject_GetBuffer(pinned, &self.pinned, PyBUF_WRITABLE)
+        self.is_lent = True
+        if self.matched.len < 8 * (self.workers + 1) or self.pinned.len < 8 * self.workers:
+            raise ValueError("the buffers are too small for the worker slots and the ghost")
 
     def create(self, double base_s=0.001, double token_s=50e-6, double pair_s=2e-9,
                double output_tokens=200.0, double stay_s=5.0):
@@ -115,7 +162,17 @@ cdef class Bookings:
         number[H_OUTPUT_MEAN], number[H_STAY] = output_tokens, stay_s
         self.word[H_OUTPUT_SEEN] = self.word[H_STAY_SEEN] = 1
         for worker in range(self.workers):
-            self._worker(worker)[W_FIRST] = self._worker(worker)[W_LAST] = NONE
+            self._empty(worker)
+
+    cdef int _empty(self, int64_t worker) except -1:
+        cdef int64_t word
+        cdef int64_t *row = self._worker(worker)
+        for word in range(WORKER_WORDS):
+            row[word] = 0
+        row[W_FIRST] = row[W_LAST] = NONE
+        (<double *> row)[W_TPOT] = FIRST_TPOT_S
+        row[W_TPOT_SEEN] = 1
+        return 0
 
     # --- places
 
@@ -131,7 +188,10 @@ cdef class Bookings:
 
     # --- the life of a booking
 
-    def book(self, int64_t shard, int64_t worker, double now, int64_t new, int64_t context, int64_t reserved=0) -> int:
+    def book(
+        self, int64_t shard, int64_t worker, double now, int64_t new, int64_t context, int64_t reserved=0,
+        bint is_blind=False,
+    ) -> int:
         """Charge a request of `new` uncached and `context` cached prompt tokens; returns its number.
 
         NONE when this shard has no slot left: the request goes on uncharged. `reserved`: characters of cache that its
@@ -142,14 +202,17 @@ cdef class Bookings:
             return NONE
         cdef int64_t *booking = self._booking(number)
         cdef double *real = <double *> booking
-        self._worker(worker)
+        cdef int64_t *row = self._worker(worker)
         self.word[H_SEQUENCE] += 1
         booking[B_WORKER], booking[B_SEQUENCE] = worker, self.word[H_SEQUENCE]
         booking[B_NEW], booking[B_CONTEXT], booking[B_PROMPT] = new, context, new + context
-        booking[B_RESERVED] = reserved
+        booking[B_RESERVED], booking[B_IS_BLIND] = reserved, is_blind
         real[B_PREFILL_S], real[B_STARTED_S] = self._seconds(new, context), now
         booking[B_STATE] = PENDING
+        self._mark_busy(row, now)
         self._enter(number, now)
+        row[W_PROCESSED] += 1
+        self._serve(row, new + context, now)
         return number
 
     def first_token(self, int64_t number, double now):
@@ -160,9 +223,31 @@ cdef class Bookings:
         cdef int64_t *worker = self._worker(booking[B_WORKER])
         if worker[W_FIRST] == number:
             self._learn(booking[B_NEW], booking[B_CONTEXT], now - (<double *> worker)[W_HEAD_S])
+        self._begin_decoding(number, now)
+
+    cdef int _begin_decoding(self, int64_t number, double now) except -1:
+        cdef int64_t *booking = self._booking(number)
         booking[B_STATE] = DECODING
+        (<double *> booking)[B_FIRST_S] = now
         self._leave_line(number, now)
-        worker[W_DECODING] += 1
+        self._worker(booking[B_WORKER])[W_DECODING] += 1
+        return 0
+
+    def ripen(self, int64_t worker, double now):
+        """Blind bookings at the head of the line whose predicted seconds are over leave it."""
+        self._ripen(worker, now)
+
+    cdef int _ripen(self, int64_t worker, double now) except -1:
+        cdef int64_t *row = self._worker(worker)
+        cdef int64_t *booking
+        cdef double ends
+        while row[W_FIRST] >= 0:
+            booking = self._booking(row[W_FIRST])
+            ends = (<double *> row)[W_HEAD_S] + (<double *> booking)[B_PREFILL_S]
+            if not booking[B_IS_BLIND] or ends > now:
+                break
+            self._begin_decoding(row[W_FIRST], ends)
+        return 0
 
     def finish(self, int64_t number, double now, int64_t output_tokens=NONE):
         """The request ended; NONE tokens: it failed, nothing is learned from it. Twice does nothing."""
@@ -172,6 +257,8 @@ cdef class Bookings:
             return
         booking[B_STATE] = FREE
         cdef int64_t *worker = self._worker(booking[B_WORKER])
+        cdef double first_s = (<double *> booking)[B_FIRST_S]
+        self._mark_busy(worker, now)
         if state == PENDING:
             self._leave_line(number, now)
         else:
@@ -179,9 +266,13 @@ cdef class Bookings:
         worker[W_IN_FLIGHT] -= 1
         worker[W_TOKENS] -= booking[B_PROMPT]
         worker[W_RESERVED] -= booking[B_RESERVED]
-        if output_tokens >= 0:
-            self._smooth(H_OUTPUT_MEAN, output_tokens)
-            self._smooth(H_STAY, now - (<double *> booking)[B_STARTED_S])
+        if output_tokens < 0:
+            return
+        self._serve(worker, output_tokens, now)
+        self._smooth(self.word + H_OUTPUT_MEAN, output_tokens)
+        self._smooth(self.word + H_STAY, now - (<double *> booking)[B_STARTED_S])
+        if state == DECODING and output_tokens > 1:
+            self._smooth(worker + W_TPOT, (now - first_s) / (output_tokens - 1))
 
     def reclaim(self, int64_t shard, double now) -> int:
         """End all bookings of a dead shard, learning nothing; returns how many there were."""
@@ -194,12 +285,9 @@ cdef class Bookings:
 
     def forget_worker(self, int64_t worker):
         """Empty a worker's row for the next tenant of its slot; its bookings must have ended."""
-        cdef int64_t word
         if self._worker(worker)[W_IN_FLIGHT]:
             raise ValueError(f"worker slot {worker} has requests in flight")
-        for word in range(WORKER_WORDS):
-            self._worker(worker)[word] = 0
-        self._worker(worker)[W_FIRST] = self._worker(worker)[W_LAST] = NONE
+        self._empty(worker)
 
     # --- recovery
 
@@ -216,9 +304,8 @@ cdef class Bookings:
         cdef int64_t number, worker, word
         cdef list pending = []
         for worker in range(self.workers):
-            for word in range(WORKER_WORDS):
-                if word != W_HEAD_S:
-                    self._worker(worker)[word] = 0
+            for word in (W_WAIT_S, W_DECODING, W_IN_FLIGHT, W_TOKENS, W_QUEUED_TOKENS, W_RESERVED):
+                self._worker(worker)[word] = 0
             self._worker(worker)[W_FIRST] = self._worker(worker)[W_LAST] = NONE
         for number in range(self.shards * self.per_shard):
             if self._booking(number)[B_STATE] == PENDING:
@@ -233,6 +320,9 @@ cdef class Bookings:
 
     def wait_s(self, int64_t worker, double now) -> float:
         """Predicted seconds until a request routed now would be first in the worker's line."""
+        return self._wait(worker, now)
+
+    cdef double _wait(self, int64_t worker, double now) except? -1.0:
         cdef int64_t *row = self._worker(worker)
         cdef double *real = <double *> row
         if row[W_FIRST] < 0:
@@ -257,6 +347,29 @@ cdef class Bookings:
     def reserved(self, int64_t worker) -> int:
         return self._worker(worker)[W_RESERVED]
 
+    def processed(self, int64_t worker) -> int:
+        return self._worker(worker)[W_PROCESSED]
+
+    def served(self, int64_t worker, double now) -> float:
+        """Tokens of the last minute or so: a sum with a half-life of 60 s."""
+        cdef double *real = <double *> self._worker(worker)
+        return real[W_SERVED] * exp2(-fmax(now - real[W_SERVED_AT], 0.0) / RATE_HALF_LIFE_S)
+
+    def busy(self, int64_t worker, double now) -> float:
+        """Share of the last minute or so in which at least one request was in flight."""
+        return self._busy(self._worker(worker), now)
+
+    def tpot_s(self, int64_t worker) -> float:
+        """Smoothed seconds per output token."""
+        return (<double *> self._worker(worker))[W_TPOT]
+
+    def kv_chars(self, int64_t worker) -> int:
+        """KV capacity in characters of prompt; 0 = not known."""
+        return self._worker(worker)[W_KV_CHARS]
+
+    def set_kv_chars(self, int64_t worker, int64_t chars):
+        self._worker(worker)[W_KV_CHARS] = chars
+
     def seconds(self, double new, double context) -> float:
         """Predicted seconds of computing `new` tokens after `context` cached ones."""
         return self._seconds(new, context)
@@ -268,6 +381,111 @@ cdef class Bookings:
     @property
     def stay_s(self) -> float:
         return (<double *> self.word)[H_STAY]
+
+    @property
+    def lost(self) -> float:
+        """Smoothed share of prompt text that was seen lately, yet is held by no worker any more."""
+        return (<double *> self.word)[H_LOST]
+
+    @lost.setter
+    def lost(self, double share):
+        (<double *> self.word)[H_LOST] = share
+
+    def lost_with(self, int64_t total_chars) -> float:
+        """`lost` after the request whose matches are in the lent buffer."""
+        return self._lost_with(total_chars)
+
+    cdef double _lost_with(self, int64_t total_chars) noexcept:
+        cdef double lost = (<double *> self.word)[H_LOST]
+        cdef uint64_t *matched = <uint64_t *> self.matched.buf
+        cdef uint64_t held = 0
+        cdef int64_t worker
+        if not total_chars:
+            return lost
+        for worker in range(self.workers):
+            if matched[worker] > held:
+                held = matched[worker]
+        cdef double gone = (<double> (matched[self.workers] - held)) if matched[self.workers] > held else 0.0
+        return lost + LOST_WEIGHT * (gone / total_chars - lost)
+
+    def choose(
+        self, tuple slots, list loads, int64_t prompt_tokens, int64_t total_chars, double now,
+        double theta, double theta_gain, double gamma, double kappa_s, double draw,
+    ) -> tuple:
+        """The policy expected_cost (routing.expected_cost has the theory) in one call.
+
+        `slots[i]` with `loads[i]` >= 0 is a candidate, at least one is; matches and pins are in the lent buffers;
+        `draw` (0..1) breaks ties. Returns (i, cached tokens, reason, predicted wait and prefill in seconds), and notes
+        the new `lost`.
+        """
+        cdef double cost[MAX_CANDIDATES]
+        cdef int64_t place[MAX_CANDIDATES]
+        cdef uint64_t *matched = <uint64_t *> self.matched.buf
+        cdef int64_t i, n = 0, worker, best, tied = 0, cached, wanted
+        cdef uint64_t most = 0, least = <uint64_t> -1
+        cdef double lowest = 0.0, lost = self._lost_with(total_chars)
+        if len(slots) > MAX_CANDIDATES or len(loads) != len(slots):
+            raise ValueError("too many candidates, or as many loads as slots are needed")
+        theta = 1 + theta + theta_gain * lost
+        for i in range(len(slots)):
+            if <int64_t> loads[i] < 0:
+                continue
+            worker = slots[i]
+            self._ripen(worker, now)
+            cost[n] = self._expected_cost(worker, prompt_tokens, total_chars, now, theta, gamma, kappa_s)
+            place[n] = i
+            if n == 0 or cost[n] < lowest:
+                lowest, tied = cost[n], 1
+            elif cost[n] == lowest:
+                tied += 1
+            most = max(most, matched[worker])
+            least = min(least, matched[worker])
+            n += 1
+        if n == 0:
+            raise ValueError("no candidate")
+        wanted = <int64_t> (draw * tied) if tied > 1 else 0
+        best = 0
+        for i in range(n):
+            if cost[i] == lowest:
+                if wanted == 0:
+                    best = i
+                    break
+                wanted -= 1
+        worker = slots[place[best]]
+        cached = self._cached(matched[worker], prompt_tokens, total_chars)
+        cdef int64_t reason
+        if n == 1:
+            reason = ONLY_ELIGIBLE
+        elif matched[worker] < most:
+            reason = SPILL
+        else:
+            reason = PREFIX if matched[worker] > least else LOAD
+        (<double *> self.word)[H_LOST] = lost
+        return place[best], cached, reason, self._wait(worker, now), self._seconds(prompt_tokens - cached, cached)
+
+    cdef double _expected_cost(
+        self, int64_t worker, int64_t prompt_tokens, int64_t total_chars, double now,
+        double theta, double gamma, double kappa_s,
+    ) except? -1.0:
+        cdef int64_t *row = self._worker(worker)
+        cdef double *header = <double *> self.word
+        cdef int64_t capacity = row[W_KV_CHARS]
+        cdef int64_t cached = self._cached((<uint64_t *> self.matched.buf)[worker], prompt_tokens, total_chars)
+        cdef double memory = 0.0, price = 0.0, pinned, need
+        if capacity:
+            pinned = (<uint64_t *> self.pinned.buf)[worker] + row[W_RESERVED]
+            need = (prompt_tokens + header[H_OUTPUT_MEAN]) * CHARS_PER_TOKEN
+            price = kappa_s * pinned / capacity
+            if pinned > 0 and pinned + need > capacity:
+                memory = header[H_STAY] * fmin((pinned + need - capacity) / pinned, MOST_STAYS)
+        cdef double charge = (theta + gamma * row[W_DECODING]) * self._seconds(prompt_tokens - cached, cached)
+        return self._wait(worker, now) + memory + price + charge
+
+    cdef int64_t _cached(self, uint64_t matched, int64_t prompt_tokens, int64_t total_chars) noexcept:
+        """Believed cached tokens; engines compute at least one."""
+        if not matched:
+            return 0
+        return min(<int64_t> (<double> prompt_tokens * <double> matched / <double> total_chars), prompt_tokens - 1)
 
     @property
     def prefills_seen(self) -> int:
@@ -355,8 +573,23 @@ cdef class Bookings:
         n[H_P11] = (n[H_P11] - k1 * g1) / forgetting
         self.word[H_SEEN] += 1
 
-    cdef void _smooth(self, int64_t mean, double sample) noexcept:
+    cdef void _smooth(self, int64_t *mean, double sample) noexcept:
         """A mean that is exact at first and forgets later; its count is the word behind it."""
-        cdef double *n = <double *> self.word
-        self.word[mean + 1] += 1
-        n[mean] += fmax(1.0 / self.word[mean + 1], LEAST_WEIGHT) * (sample - n[mean])
+        cdef double *value = <double *> mean
+        mean[1] += 1
+        value[0] += fmax(1.0 / mean[1], LEAST_WEIGHT) * (sample - value[0])
+
+    cdef void _serve(self, int64_t *worker, double tokens, double now) noexcept:
+        cdef double *real = <double *> worker
+        real[W_SERVED] = real[W_SERVED] * exp2(-fmax(now - real[W_SERVED_AT], 0.0) / RATE_HALF_LIFE_S) + tokens
+        real[W_SERVED_AT] = now
+
+    cdef double _busy(self, int64_t *worker, double now) noexcept:
+        cdef double *real = <double *> worker
+        cdef double decay = exp2(-fmax(now - real[W_BUSY_AT], 0.0) / RATE_HALF_LIFE_S)
+        return real[W_BUSY_S] * decay + (1 - decay if worker[W_IN_FLIGHT] else 0.0)
+
+    cdef void _mark_busy(self, int64_t *worker, double now) noexcept:
+        """Before the number of requests in flight changes."""
+        (<double *> worker)[W_BUSY_S] = self._busy(worker, now)
+        (<double *> worker)[W_BUSY_AT] = now

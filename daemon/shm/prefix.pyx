@@ -59,7 +59,7 @@ Crash recovery
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 from pointsman.daemon.shm import prefix_layout as _layout
 
@@ -81,6 +81,9 @@ cdef extern from "prefix_hash.h" nogil:
     uint64_t px_start(const px_key *key, const unsigned char *salt, size_t size, uint64_t kind)
     uint64_t px_next_text(const px_key *key, uint64_t previous, const unsigned char *p, size_t size)
     uint64_t px_next_id(const px_key *key, uint64_t previous, uint64_t id, uint64_t size)
+
+cdef extern from "json_escape.h" nogil:
+    size_t px_unescape(const unsigned char **p, const unsigned char *end, unsigned char *out, size_t room)
 
 cdef extern from "prefix_core.h" nogil:
     uint32_t PX_NONE
@@ -170,7 +173,7 @@ cdef class HashChain:
 
     cdef px_key key
     cdef uint64_t *hashes
-    cdef uint64_t n, room, block_bytes
+    cdef uint64_t n, room, block_bytes, previous, filled
     cdef readonly uint64_t block_chars, total_chars
     cdef unsigned char *partial
 
@@ -241,37 +244,82 @@ cdef class HashChain:
     def load_spans(self, spans, salt=b""):
         """Like `load` of the concatenation of `spans` (a sequence of bytes-likes), without making it. Returns self."""
         cdef Py_buffer view
-        cdef uint64_t previous = self._start(salt, KIND_TEXT), size, total = 0, filled = 0, part, whole
-        cdef const unsigned char *p
-        self.n = self.total_chars = 0
-        self.block_chars = self.block_bytes
+        self._begin(salt)
         for span in spans:
             PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
             try:
-                size = view.len
-                p = <const unsigned char *> view.buf
-                total += size
-                self._reserve((total + self.block_bytes - 1) // self.block_bytes)
-                if filled:
-                    part = min(size, self.block_bytes - filled)
-                    memcpy(self.partial + filled, p, part)
-                    filled += part
-                    p += part
-                    size -= part
-                    if filled == self.block_bytes:
-                        previous = self._text(previous, self.partial, filled)
-                        filled = 0
-                whole = size - size % self.block_bytes
-                previous = self._text(previous, p, whole)
-                if size > whole:
-                    memcpy(self.partial, p + whole, size - whole)
-                    filled = size - whole
+                self._feed(<const unsigned char *> view.buf, view.len)
             finally:
                 PyBuffer_Release(&view)
-        if filled:
-            self._text(previous, self.partial, filled)
-        self.total_chars = total
+        self._finish()
         return self
+
+    def load_json(self, spans, salt=b""):
+        """Like `load_spans`, for JSON as it stands in a body: of a string token its text, of anything else its bytes.
+
+        The escapes of strings are resolved, so that the same text is the same chain however a client wrote it. Spans
+        must be valid JSON; what is not a string is stable as far as its writer is.
+        """
+        cdef Py_buffer view
+        cdef const unsigned char *p
+        self._begin(salt)
+        for span in spans:
+            PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
+            try:
+                p = <const unsigned char *> view.buf
+                if view.len >= 2 and p[0] == c'"':
+                    self._feed_string(p + 1, view.len - 2)
+                else:
+                    self._feed(p, view.len)
+            finally:
+                PyBuffer_Release(&view)
+        self._finish()
+        return self
+
+    cdef int _begin(self, salt) except -1:
+        self.previous = self._start(salt, KIND_TEXT)
+        self.n = self.total_chars = self.filled = 0
+        self.block_chars = self.block_bytes
+        return 0
+
+    cdef int _feed(self, const unsigned char *p, uint64_t size) except -1:
+        """Appends text; what makes no whole block yet waits in `partial`."""
+        cdef uint64_t part, whole
+        self.total_chars += size
+        self._reserve((self.total_chars + self.block_bytes - 1) // self.block_bytes)
+        if self.filled:
+            part = min(size, self.block_bytes - self.filled)
+            memcpy(self.partial + self.filled, p, part)
+            self.filled += part
+            p += part
+            size -= part
+            if self.filled == self.block_bytes:
+                self.previous = self._text(self.previous, self.partial, self.filled)
+                self.filled = 0
+        whole = size - size % self.block_bytes
+        self.previous = self._text(self.previous, p, whole)
+        if size > whole:
+            memcpy(self.partial, p + whole, size - whole)
+            self.filled = size - whole
+        return 0
+
+    cdef int _feed_string(self, const unsigned char *p, uint64_t size) except -1:
+        """The inside of a JSON string; without escapes it is fed from where it stands."""
+        cdef unsigned char text[4096]
+        cdef const unsigned char *end = p + size
+        cdef const unsigned char *escape = <const unsigned char *> memchr(p, c'\\', size)
+        if escape == NULL:
+            return self._feed(p, size)
+        while p < end:
+            size = px_unescape(&p, end, text, sizeof(text))
+            self._feed(text, size)
+        return 0
+
+    cdef int _finish(self) except -1:
+        if self.filled:
+            self._text(self.previous, self.partial, self.filled)
+            self.filled = 0
+        return 0
 
     def load_ids(self, ids, uint64_t block_chars, uint64_t total_chars, salt=b""):
         """A prompt given as 64-bit block ids (a sequence of ints, or a buffer of 8-byte items), prefix-chained or not.
@@ -312,6 +360,15 @@ cdef class HashChain:
         self.block_chars = block_chars
         self.total_chars = total_chars
         return self
+
+    def head(self, uint64_t chars) -> int:
+        """The hash of the first `chars` characters, in whole blocks, at least one: who shares it shares that much.
+
+        0 for an empty prompt.
+        """
+        if not self.n:
+            return 0
+        return self.hashes[min(max(chars // self.block_chars, <uint64_t> 1), self.n) - 1]
 
     def hash_list(self) -> list:
         """The hashes as ints: for traces, tests and explanations, not for the request path."""
@@ -589,6 +646,19 @@ cdef class RawIndex:
                 raise ValueError("the buffer has less than 8 bytes per worker slot")
             for i in range(self.ix.head.slots):
                 (<uint64_t *> view.buf)[i] = self.ix.slots[i].chars
+        finally:
+            PyBuffer_Release(&view)
+
+    def pinned_sizes(self, out):
+        """The pinned characters of every slot, into a buffer of 8 bytes per slot."""
+        cdef Py_buffer view
+        cdef uint64_t i
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        try:
+            if view.len < <int64_t> (self.ix.head.slots * sizeof(uint64_t)):
+                raise ValueError("the buffer has less than 8 bytes per worker slot")
+            for i in range(self.ix.head.slots):
+                (<uint64_t *> view.buf)[i] = self.ix.slots[i].pinned
         finally:
             PyBuffer_Release(&view)
 

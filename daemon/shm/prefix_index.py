@@ -113,11 +113,11 @@ class PrefixIndex(RawIndex):
         """
         return self.shrink(slot, to_chars, budget_us)[0]
 
-    def evict_to(self, max_chars: int, slice_us: int = SLICE_US) -> Iterator[int]:
+    def evict_to(self, max_chars: int, slice_us: int = SLICE_US, *, unless_known: bool = False) -> Iterator[int]:
         """Background eviction, a slice of at most `slice_us` CPU per step: stop iterating, and it ends at once.
 
         Finishes what was begun to be forgotten, brings every worker to its capacity and to `max_chars` (0 = no such
-        limit), then frees a sixteenth of the pools. Yields blocks dropped in the slice.
+        limit; `unless_known`: only where there is no capacity), then frees a sixteenth of the pools. Yields blocks dropped in the slice.
         """
         totals = self.totals()
         for slot in range(totals["slots"]):
@@ -125,7 +125,8 @@ class PrefixIndex(RawIndex):
                 before = self.blocks(slot)
                 self.forget_more(slot, slice_us)
                 yield before - self.blocks(slot)
-            limits = [limit for limit in (self.capacity(slot), max_chars) if limit]
+            capacity = self.capacity(slot)
+            limits = [limit for limit in (capacity, 0 if unless_known and capacity else max_chars) if limit]
             while limits and self.size(slot) > min(limits):
                 dropped = self.evict(slot, min(limits), slice_us)
                 yield dropped

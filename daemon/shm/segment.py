@@ -64,6 +64,7 @@ class Segment:
         """Plain words, for the owner of a row to count in and for readers of what needs no lock."""
         self.reals = memoryview(memory).cast("d")
         """The same words, read as doubles."""
+        self.bytes = memoryview(memory)
 
     @classmethod
     def create(cls, shards: int, slots: int) -> Segment:

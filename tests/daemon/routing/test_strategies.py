@@ -269,8 +269,8 @@ def test_vtc_lays_users_out_by_what_they_really_had() -> None:
     for _ in range(3):
         decision = router.choose(Request(prompt_tokens=1000, headers={"user": "heavy"}), 0.0)
         router.finish(decision, 0.0, 500)
-    assert router.fleet.user_tokens(0.0) == {"heavy": 6000.0}
-    assert router.fleet.user_tokens(150.0) == {"heavy": 3000.0}
+    assert router.fleet.user_usage("heavy", 0.0) == (6000.0, 6000.0, 6000.0)
+    assert router.fleet.user_usage("heavy", 150.0)[0] == 3000.0
     light = router.choose(Request(prompt_tokens=10, headers={"user": "light"}), 0.0)
     assert light.worker == "a"
     assert router.choose(Request(prompt_tokens=1000, headers={"user": "heavy"}), 0.0).worker == "c"
