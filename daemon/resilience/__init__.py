@@ -1,0 +1,1 @@
+"""Retries, breakers, admission, rates and deadlines as state machines without I/O, clock or randomness of their own."""
