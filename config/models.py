@@ -122,6 +122,13 @@ class ServeConfig(BaseSettings):
     max_tree_size: int = _key(
         "max_tree_size", "prefix index per worker whose engine tells no KV capacity (characters)", ge=1024, le=2**50
     )
+    target_pod_header: bool = _key("target_pod_header", "answer target-pod: HOST:PORT of the worker, as AIBrix does")
+    explain_header: Literal["all", "local", "none"] = _key(
+        "explain_header", "whose x-pointsman-explain: 1 is answered with the decision; local = loopback clients"
+    )
+    decision_sample_interval_s: float = _seconds(
+        "decision_sample_interval_s", "per shard, one decision per interval is explained and kept; 0 = none"
+    )
     strict_models: bool = _key("strict_models", "answer 404 for a model that no worker announces")
     extra_paths: Annotated[_Strings, _each(_request_path)] = _key("extra_paths", "further paths to route to workers")
     worker_networks: Annotated[_Strings, _each(_network)] = _key(

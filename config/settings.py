@@ -39,6 +39,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """between evictions of the prefix index to `max_tree_size`; 0 = never"""
     max_tree_size: int = 2**26
     """characters per worker that the prefix index keeps where the engine does not tell its KV capacity"""
+    target_pod_header: bool = True
+    """answer `target-pod: HOST:PORT` of the worker, as AIBrix does"""
+    explain_header: str = "local"
+    """who gets `x-pointsman-decision` for `x-pointsman-explain: 1`: "all", "local" (loopback clients), "none" """
+    decision_sample_interval_s: float = 1.0
+    """per shard, at most one decision per interval is explained and kept for GET /decisions; 0 = none"""
     strict_models: bool = False
     extra_paths: tuple[str, ...] = ()
     worker_networks: tuple[str, ...] = (

@@ -86,7 +86,9 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profiles: dict[str, Profile] = {}
     default_profile: str | None = None
     matches: tuple[Match, ...] = ()
-    default_policy: str = "least_request"
+    default_policy: str = "expected_cost"
+    default_routing: dict[str, Any] = {}
+    """Like `Profile.routing`, for requests without a profile."""
     locked_strategy: str = ""
     """`lockedRoutingStrategy`: wins over the request's header and the profile."""
     eviction_interval_secs: float | None = None

@@ -31,6 +31,7 @@ from pointsman.daemon.relay.exchange import Ending
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.native import die_with_parent, name_process
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import log
 
@@ -75,6 +76,7 @@ class Shard:
         for connection in list(self.context.connections):
             connection.check_deadlines(now)
         self.context.upstreams.close_idle(now - self.context.settings.pool_idle_timeout_s)
+        self.context.router.settle(now)
         self.loop.call_later(SWEEP_S, self._sweep)
 
     # --- the supervisor's word
@@ -192,7 +194,7 @@ class Tables:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pointsman.daemon.shard")
-    for name in ("index", "settings-fd", "segment-fd", "leash-fd", "listen-fd"):
+    for name in ("index", "settings-fd", "segment-fd", "prefix-fd", "leash-fd", "listen-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     return parser.parse_args(argv)
 
@@ -202,11 +204,11 @@ async def _main(arguments: argparse.Namespace) -> None:
     channel.setblocking(False)
     listener = socket.socket(fileno=arguments.listen_fd)
     settings = settings_codec.decode(leash.read_all(arguments.settings_fd))
-    segment = Segment.attach(arguments.segment_fd)
+    state = RoutingState.attach(Segment.attach(arguments.segment_fd), arguments.prefix_fd)
     tables = Tables()
     loop = asyncio.get_running_loop()
     # the segment may already be generations ahead of what this process has loaded
-    context = ShardContext(settings, segment, arguments.index, loop, tables)
+    context = ShardContext(settings, state, arguments.index, loop, tables)
     await Shard(arguments.index, context, tables, channel, listener).run()
 
 

@@ -31,7 +31,7 @@ _NO_EFFECT_BY_REASON: dict[str, str] = {
         --cache-threshold --cache-match-threshold --balance-abs-threshold --spill-abs-threshold
         --balance-rel-threshold --spill-rel-threshold --balance-token-usage-threshold
         --overload-token-usage-threshold --overlap-decay --selection-temperature --eviction-interval
-        --eviction-interval-secs --max-tree-size --block-size --cache-index --cache-ttl-secs --cache-boundaries
+        --block-size --cache-index --cache-ttl-secs --cache-boundaries
         --kv-indexer-ttl-secs --kv-indexer-max-entries --prefix-token-count --prefix-hash-load-factor
         --prefix-hash-balance-abs-threshold""",
     f"{_LATER}: a failed request is not retried": """

@@ -18,6 +18,7 @@ from pointsman.daemon import leash
 from pointsman.daemon.control.boot import Inherited, run
 from pointsman.daemon.errors import EXIT_BOOT_FAILED
 from pointsman.daemon.shm.native import die_with_parent, name_process
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import log, set_level
 from pointsman.daemon.workers.state import WorkerState
@@ -25,7 +26,7 @@ from pointsman.daemon.workers.state import WorkerState
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pointsman.daemon.control")
-    for name in ("settings-fd", "segment-fd", "leash-fd"):
+    for name in ("settings-fd", "segment-fd", "prefix-fd", "leash-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--admin-fds", type=_descriptors, required=True)
     return parser.parse_args(argv)
@@ -38,7 +39,7 @@ def _descriptors(text: str) -> list[int]:
 def _inherit(arguments: argparse.Namespace) -> Inherited:
     return Inherited(
         settings=settings_codec.decode(leash.read_all(arguments.settings_fd)),
-        segment=Segment.attach(arguments.segment_fd),
+        state=RoutingState.attach(Segment.attach(arguments.segment_fd), arguments.prefix_fd),
         leash=socket.socket(fileno=arguments.leash_fd),
         admin=[socket.socket(fileno=fd) for fd in arguments.admin_fds],
     )

@@ -27,7 +27,7 @@ from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
 from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, PointsmanError
 from pointsman.daemon.leash import Message
-from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.address import rules as address_rules
 from pointsman.daemon.workers.locate import Locator
@@ -52,7 +52,7 @@ class Inherited:
     """What the supervisor hands over."""
 
     settings: Settings
-    segment: Segment
+    state: RoutingState
     leash: socket.socket
     admin: Sequence[socket.socket]
     """listening already, in the order of `settings.admin_listen`"""
@@ -61,7 +61,8 @@ class Inherited:
 class Control:
     def __init__(self, inherited: Inherited, state: WorkerState) -> None:
         self._settings = inherited.settings
-        self._segment = inherited.segment
+        self._routing = inherited.state
+        self._segment = inherited.state.segment
         self._admin_sockets = inherited.admin
         self._channel = Channel(inherited.leash)
         self._state = state
@@ -120,7 +121,7 @@ class Control:
             settings, segment, client, Surroundings(self._background.spawn, locator.resolve, self._publish_found)
         )
         self._publisher = publisher = Publisher(self._channel, segment, last, self._compile)
-        self._drainer = Drainer(segment, registry, lambda: publisher.current, self._slot_freed)
+        self._drainer = Drainer(self._routing, registry, lambda: publisher.current, self._slot_freed)
         catalog = Catalog(
             segment,
             registry,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from pointsman.config.snapshot import Snapshot
-from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.registry import Registry
 
@@ -17,9 +17,10 @@ LOOKS = 2
 
 class Drainer:
     def __init__(
-        self, segment: Segment, registry: Registry, current: Callable[[], Snapshot], freed: Callable[[], None]
+        self, state: RoutingState, registry: Registry, current: Callable[[], Snapshot], freed: Callable[[], None]
     ) -> None:
-        self._segment = segment
+        self._state = state
+        self._segment = state.segment
         self._registry = registry
         self._current = current
         self._freed = freed
@@ -50,6 +51,8 @@ class Drainer:
         return {worker.slot for worker in self._registry.leaving()} | self._registry.orphans
 
     def _release(self, slot: int) -> None:
+        if not self._state.clear_worker(slot):
+            return  # a stopped shard holds the mutex: the next look will do
         del self._empty_looks[slot]
         self._segment.clear_worker(slot)
         self._registry.release(slot)

@@ -14,9 +14,12 @@ from pointsman.config.settings import Settings
 from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
+from pointsman.daemon.routing.live import LiveRouter
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
-from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.shm.decisions import DecisionLog
+from pointsman.daemon.shm.explanations import ExplanationLog
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.access_log import LineWriter
 from pointsman.daemon.telemetry.series import Series
 
@@ -30,8 +33,9 @@ class TableSource(Protocol):
 
 class ShardContext:
     def __init__(
-        self, settings: Settings, segment: Segment, shard: int, loop: asyncio.AbstractEventLoop, tables: TableSource
+        self, settings: Settings, state: RoutingState, shard: int, loop: asyncio.AbstractEventLoop, tables: TableSource
     ) -> None:
+        segment = state.segment
         self.settings = settings
         self.segment = segment
         self.words = segment.words
@@ -39,7 +43,9 @@ class ShardContext:
         self.shard = shard
         self.loop = loop
         self.now: Callable[[], float] = time.monotonic
-        self.rng = Random()
+        self.router = LiveRouter(state, shard, Random())
+        self.decisions = DecisionLog(segment, shard)
+        self.explanations = ExplanationLog(segment, shard)
         self._gauges = segment.layout.gauge(shard, 0)
         self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
         self.series = Series(segment, shard)
@@ -52,6 +58,8 @@ class ShardContext:
         """This shard alone was told to stop (the whole daemon's drain is in the segment)."""
         self._tables = tables
         self._table = tables(0)
+        self._next_sample = 0.0
+        self._wall_offset = time.time() - time.monotonic()
         self._request_ids = count()
         self._id_prefix = f"req-{os.urandom(6).hex()}-".encode()
         self._log = LineWriter(2, loop.call_later, lambda n: self.count(at.G_LOG_DROPPED, n))
@@ -70,11 +78,30 @@ class ShardContext:
     def closes_connections(self) -> bool:
         return self.is_draining or self.cells[at.H_PHASE] != at.PHASE_RUNNING
 
+    # --- explanations
+
+    def may_explain(self, peer: str) -> bool:
+        """Whether a client at this address may see how its request was routed."""
+        allowed = self.settings.explain_header
+        return allowed == "all" or (allowed == "local" and (peer in ("127.0.0.1", "::1", "")))
+
+    def is_sample_due(self, now: float) -> bool:
+        """At most one decision per interval is explained and kept, however many there are."""
+        interval = self.settings.decision_sample_interval_s
+        if not interval or now < self._next_sample:
+            return False
+        self._next_sample = now + interval
+        return True
+
     # --- telemetry
 
     def count(self, word: int, amount: int = 1) -> None:
         """Add to one of this shard's gauges or counters (layout.G_*)."""
         self.cells[self._gauges + word] += amount
+
+    def wall_us(self, now: float) -> int:
+        """Unix microseconds of a moment of `now()`."""
+        return int((now + self._wall_offset) * 1e6)
 
     def new_request_id(self) -> bytes:
         return self._id_prefix + b"%x" % next(self._request_ids)

@@ -33,10 +33,13 @@ from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
-from pointsman.daemon.routing.policies import POLICIES, Choice
+from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, read_usage
+from pointsman.daemon.routing.live import Ask, Booked
+from pointsman.daemon.routing.picking import REASONS
 from pointsman.daemon.routing.request import Features
-from pointsman.daemon.routing.table import NO_PROFILE, Plan, Pool, RoutingTable
+from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.decisions import UNKNOWN, key_of
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.client import ClientConnection
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
+MAX_EXPLANATION_HEADER = 6144
+"""bytes; clients read heads of 8 KiB at least"""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -63,9 +68,15 @@ class Exchange:
     # what a request does not set costs nothing: defaults live on the class
     plan: Plan | None = None
     worker: WorkerSpec | None = None
-    slot = -1
-    """of the booking; -1 when nothing is booked"""
-    booked_bytes = 0
+    booked: Booked | None = None
+    """what is charged for it now"""
+    decision: Booked | None = None
+    """what was charged last"""
+    asked_strategy = ""
+    usage = NO_USAGE
+    usage_data = b""
+    """the last piece of the answer that holds token counts"""
+    events = 0
     upstream: UpstreamConnection | None = None
     head: ResponseHead | None = None
     """of the answer, once it was passed on"""
@@ -103,17 +114,22 @@ class Exchange:
     def start(self) -> None:
         try:
             pool = self._pool()
-            plan = self._plan()
-            self._choose_and_book(pool, plan.choose)
+            router = self.context.router
+            prompt_tokens = router.read_prompt(self.features)
+            plan = self._plan(prompt_tokens)
+            ask = self._ask(plan)
+            now = self.context.now()
+            self._book(router.choose(ask, self.table, pool, plan, prompt_tokens, now))
         except RequestError as error:
             self.fail(error)
             return
+        self.features.prompt = ()  # spans of the body, which may go as soon as an answer comes
         self._send()
 
     def start_any(self) -> None:
         """For questions that any healthy worker answers (`/version`)."""
         try:
-            self._choose_and_book(self.table.everyone, POLICIES["round_robin"])
+            self._book(self.context.router.choose_any(self.table.everyone))
         except RequestError as error:
             self.fail(error)
             return
@@ -125,47 +141,37 @@ class Exchange:
             raise model_not_found(self.features.model)
         return pool
 
-    def _plan(self) -> Plan:
-        request = self.request
-        plan, is_known = self.table.plan_for(request.profile, self.features.model, self.route.path, request.header)
+    def _plan(self, prompt_tokens: int) -> Plan:
+        request, features = self.request, self.features
+        plan, is_known = self.table.plan_for(
+            request.profile, features.model, self.route.path, request.header, prompt_tokens, features.max_tokens
+        )
         if not is_known:
             self.context.count(at.G_PROFILE_FALLBACKS)
         self.plan = plan
         return plan
 
-    def _choose_and_book(self, pool: Pool, choose: Choice) -> None:
-        """One step under the routing mutex: two shards that pick at the same moment see each other.
+    def _ask(self, plan: Plan) -> Ask:
+        request = self.request
+        wants_explanation = self.context.is_sample_due(request.started)
+        if request.wants_explanation and self.context.may_explain(self.client.peer):
+            wants_explanation = True
+        headers = None
+        if plan.expected_cost is None or request.has_routing_headers:
+            headers = request.header_map()
+        ask = Ask(self.features, request.body_size, headers, wants_explanation)
+        if headers is not None:
+            self.asked_strategy = plan.selection.asked_in(headers)
+        return ask
 
-        When the mutex cannot be had in time (its holder is stopped) the pick goes by the same counters without it.
-        """
-        context = self.context
-        words = context.words
-        held = words.lock()
-        try:
-            loads = words.survey(pool.slots)
-            if not loads or max(loads) < 0:
-                raise self._nobody(pool)
-            position = choose(loads, pool.weights, words.next_cursor, context.rng)
-            slot = pool.slots[position]
-            words.book(context.shard, slot, self.request.body_size)
-        finally:
-            if held:
-                words.unlock()
-        self.slot = slot
-        self.booked_bytes = self.request.body_size
-        self.worker = pool.workers[position]
+    def _book(self, booked: Booked) -> None:
+        self.booked = self.decision = booked
+        self.worker = booked.worker
 
-    def _nobody(self, pool: Pool) -> RequestError:
-        total = len(pool.workers)
-        if total == 0:
-            return no_worker("no worker is configured for this request; add one with POST /workers")
-        what = f"for the model {self.features.model!r} " if self.features.model in self.table.model_index else ""
-        return no_worker(f"none of the {total} workers {what}is healthy")
-
-    def _unbook(self) -> None:
-        slot, self.slot = self.slot, -1
-        if slot >= 0:
-            self.context.words.release(self.context.shard, slot, self.booked_bytes)
+    def _unbook(self, now: float, output_tokens: int | None) -> None:
+        booked, self.booked = self.booked, None
+        if booked is not None:
+            self.context.router.finish(booked, now, output_tokens)
 
     # --- sending
 
@@ -249,7 +255,8 @@ class Exchange:
             return position if framing.is_done or available == 0 else self.body_received(framing, data, position)
         end = framing.feed(data, position)  # before anything is written: nonsense can still become a 502
         self._head_written(head, out + data[position:end])
-        self.first_byte_at = self.context.now()
+        self._first_byte(head)
+        self._note_usage(data)
         self.bytes_out = end - position
         return end
 
@@ -267,11 +274,27 @@ class Exchange:
             end = framing.feed(data, position)
             transport.write(data if end - position == len(data) else data[position:end])
         self.bytes_out += end - position
-        if self.first_byte_at == 0.0:
-            self.first_byte_at = self.context.now()
+        self._note_usage(data)
+        if self.first_byte_at == 0.0 and self.head is not None:
+            self._first_byte(self.head)
         if not self._is_unchunked:
             self.write_raw = transport.write
         return end
+
+    def _first_byte(self, head: ResponseHead) -> None:
+        now = self.first_byte_at = self.context.now()
+        if head.is_event_stream and self.booked is not None:
+            self.context.router.first_token(self.booked, now)
+
+    def _note_usage(self, data: bytes) -> None:
+        """`data` may begin before the body and end behind it; what is looked for is in neither."""
+        self.events += 1
+        carry = self.usage_data
+        if TOKENS in data:
+            # a usage object may have begun in the piece before, and what comes may not have it at all
+            self.usage_data = carry[-CARRY_BYTES:] + data
+        elif carry and self.head is not None and not self.head.is_event_stream:
+            self.usage_data = carry[-CARRY_BYTES:] + data[:CARRY_BYTES]
 
     def answer_complete(self) -> None:
         self.upstream = None
@@ -365,14 +388,15 @@ class Exchange:
         if self.is_ended:
             return
         self.is_ended = True
-        self._unbook()
+        now = self.context.now()
+        self._unbook(now, self._output_tokens(ending))
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-        self._report(status, ending)
+        self._report(status, ending, now)
         self.client.exchange_ended(self)
 
     # --- telling
@@ -381,16 +405,62 @@ class Exchange:
         upstream, plan = self.upstream, self.plan
         assert upstream is not None
         head = b"X-Request-Id: %b\r\n%b" % (self.request.request_id, upstream.pool.identity(self.table.generation))
-        if plan is None or plan.profile == NO_PROFILE:
+        if plan is None:
             return head
-        return b"%bX-Pointsman-Profile: %b\r\n" % (head, plan.profile.encode("latin-1", "replace"))
+        head += plan.answer_lines
+        if self.asked_strategy:
+            head += b"Routing-Strategy: %b\r\n" % self.asked_strategy.encode("latin-1", "replace")
+        explanation = self._explanation() if self.request.wants_explanation else None
+        return head if explanation is None else b"%bX-Pointsman-Decision: %b\r\n" % (head, explanation)
+
+    def _explanation(self) -> bytes | None:
+        """The decision, where the client may see it; as much of it as fits into a header."""
+        decision = self.decision
+        if decision is None or decision.explanation is None or not self.context.may_explain(self.client.peer):
+            return None
+        text = orjson.dumps(self._decision_json(decision))
+        if len(text) > MAX_EXPLANATION_HEADER:
+            text = orjson.dumps({**self._decision_head(decision), "explanation": "too long for a header"})
+        return text
+
+    def _decision_head(self, decision: Booked) -> dict[str, object]:
+        return {
+            "id": self.request.request_id.decode("latin-1"),
+            "generation": self.table.generation,
+            "model": self.features.model,
+            "profile": self.plan.profile if self.plan else "",
+            "policy": self._policy(),
+            "worker": decision.worker.url,
+            "reason": reason_name(decision.reason),
+            "prompt_tokens": decision.prompt_tokens,
+            "matched_tokens": decision.cached_tokens,
+            "predicted_ttft_s": round(decision.predicted_s, 6),
+        }
+
+    def _decision_json(self, decision: Booked) -> dict[str, object]:
+        found = self._decision_head(decision)
+        if decision.explanation is not None:
+            found["explanation"] = decision.explanation.as_json([w.url for w in self.table.everyone.workers])
+        return found
+
+    def _policy(self) -> str:
+        return self.asked_strategy or (self.plan.policy if self.plan else "")
 
     def _extra_headers(self) -> tuple[tuple[str, str], ...]:
         return (("X-Pointsman-Generation", str(self.table.generation)),)
 
-    def _report(self, status: int, ending: Ending) -> None:
+    def _output_tokens(self, ending: Ending) -> int | None:
+        """None: the answer is not a whole one, nothing is to be learned from it."""
+        head = self.head
+        if ending is not Ending.COMPLETE or head is None or head.status != 200:
+            return None
+        usage = self.usage = read_usage(self.usage_data)
+        if usage.output_tokens is None and head.is_event_stream:
+            return max(self.events - 1, 1)  # an engine writes one event a token
+        return usage.output_tokens
+
+    def _report(self, status: int, ending: Ending, now: float) -> None:
         context = self.context
-        now = context.now()
         started = self.request.started
         label = self.route.label
         model = self.table.model_index.get(self.features.model, 0)
@@ -398,8 +468,41 @@ class Exchange:
         context.series.observe(label, at.KIND_DURATION, now - started)
         if self.first_byte_at:
             context.series.observe(label, at.KIND_FIRST_BYTE, self.first_byte_at - started)
+        if self.decision is not None and self.plan is not None:
+            self._note_decision(self.decision, status, now)
         if context.settings.access_log:
             context.log_line(self._log_line(status, ending, now))
+
+    def _note_decision(self, decision: Booked, status: int, now: float) -> None:
+        context, usage, started = self.context, self.usage, self.request.started
+        head = self.head
+        first_byte_us = UNKNOWN
+        if self.first_byte_at and head is not None and head.is_event_stream and status == 200:
+            first_byte_us = int((self.first_byte_at - started) * 1e6)
+        told = usage.prompt_tokens is not None and usage.cached_tokens is not None
+        context.router.counters.answered(
+            decision, first_byte_us, (usage.prompt_tokens or 0, usage.cached_tokens or 0) if told else None
+        )
+        ended_us, request_key = context.wall_us(now), key_of(self.request.request_id)
+        context.decisions.note(
+            ended_us,
+            decision.slot,
+            context.upstreams.of(decision.worker).key,
+            decision.reason,
+            decision.prompt_tokens,
+            decision.cached_tokens,
+            int(decision.predicted_s * 1e6),
+            decision.group,
+            request_key,
+            first_byte_us,
+            int((now - started) * 1e6),
+            UNKNOWN if usage.output_tokens is None else usage.output_tokens,
+            UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens,
+            UNKNOWN if usage.cached_tokens is None else usage.cached_tokens,
+            status,
+        )
+        if decision.explanation is not None:
+            context.explanations.note(request_key, ended_us, orjson.dumps(self._decision_json(decision)))
 
     def _log_line(self, status: int, ending: Ending, now: float) -> bytes:
         """Built by hand: this is the hot path, and an encoder would cost more than the whole choice of a worker."""
@@ -409,7 +512,7 @@ class Exchange:
             orjson.dumps(self.features.model),
             b"true" if self.features.is_stream else b"false",
             orjson.dumps(plan.profile) if plan else b'""',
-            plan.policy.encode() if plan else b"",
+            orjson.dumps(self._policy())[1:-1],
             self.table.generation,
             orjson.dumps(worker.url) if worker else b'""',
         )
@@ -419,7 +522,29 @@ class Exchange:
             (now - request.started) * 1000,
         )
         sizes = b'"bytes_in":%d,"bytes_out":%d,"resends":%d' % (request.body_size, self.bytes_out, self.resends)
-        return b'%b,%b,%b,%b,"end":"%b"}\n' % (start, routed, timed, sizes, ending.encode())
+        return b'%b,%b,%b,%b%b,"end":"%b"}\n' % (start, routed, timed, sizes, self._tokens(), ending.encode())
+
+    def _tokens(self) -> bytes:
+        """What was believed, and what the engine says; null where it does not."""
+        decision, usage = self.decision, self.usage
+        if decision is None or self.plan is None:
+            return b""
+        return b',"reason":"%b","prompt_tokens":%b,"matched_tokens":%d,"cached_tokens":%b,"output_tokens":%b' % (
+            reason_name(decision.reason).encode(),
+            _number(usage.prompt_tokens),
+            decision.cached_tokens,
+            _number(usage.cached_tokens),
+            _number(usage.output_tokens),
+        )
+
+
+def reason_name(reason: int) -> str:
+    """Of a position in REASONS; the routing state was not to be had for others."""
+    return REASONS[reason] if reason >= 0 else "unlocked"
+
+
+def _number(value: int | None) -> bytes:
+    return b"null" if value is None else b"%d" % value
 
 
 def _ms(moment: float, since: float) -> bytes:

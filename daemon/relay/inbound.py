@@ -15,15 +15,34 @@ from httptools import HttpParserInvalidURLError, parse_url
 from pointsman.daemon.errors import Fault, RequestError, malformed_http
 from pointsman.daemon.relay.heads import HOP_BY_HOP
 
-_SPECIAL = HOP_BY_HOP | {
-    b"authorization",
-    b"config-profile",
-    b"content-length",
-    b"content-type",
-    b"expect",
-    b"host",
-    b"x-request-id",
-}
+_ROUTING = frozenset(
+    (
+        b"external-filter",
+        b"routing-strategy",
+        b"user",
+        b"x-aibrix-session-key",
+        b"x-session-id",
+        b"x-smg-routing-key",
+        b"x-smg-target-worker",
+    )
+)
+"""What routing may go by, and the worker may have"""
+_SPECIAL = (
+    HOP_BY_HOP
+    | _ROUTING
+    | {
+        b"authorization",
+        b"config-profile",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"x-pointsman-explain",
+        b"x-request-id",
+    }
+)
+_TO_WORKERS = _ROUTING | {b"content-type"}
+"""Of the special ones, those that pass all the same."""
 _CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\r\n")
 """llhttp lets no CR or LF into a value, so complete lines can be searched at once"""
 _BAD_IN_TARGET = bytes((*range(0x21), 0x7F)) + b"#"
@@ -46,6 +65,8 @@ class Inbound:
     request_id = b""
     profile: str | None = None
     """the `config-profile` header"""
+    has_routing_headers = False
+    wants_explanation = False
     content_length: int | None = None
     has_body = False
     expects_continue = False
@@ -109,6 +130,9 @@ class Inbound:
                 if has_encoding or value.lower() != b"chunked" or self.is_http_1_0:
                     raise malformed_http("unsupported transfer coding")
                 has_encoding = True
+            elif key in _ROUTING:
+                self.has_routing_headers = True
+                passing += (name, b": ", value, b"\r\n")
             else:
                 self._read_rarer(key, value)
         if has_encoding and self.content_length is not None:
@@ -132,6 +156,8 @@ class Inbound:
                 self.request_id = value
         elif key == b"config-profile":
             self.profile = value.decode("latin-1").strip()
+        elif key == b"x-pointsman-explain":
+            self.wants_explanation = value not in (b"", b"0", b"false")
 
     def _read_target(self) -> None:
         target = self.target
@@ -165,6 +191,13 @@ class Inbound:
                 return value
         return None
 
+    def header_map(self) -> dict[str, str]:
+        """Lower-case names, the first value of each."""
+        found: dict[str, str] = {}
+        for name, value in self.headers:
+            found.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
+        return found
+
     def passing_lines(self) -> bytes:
         """The headers that go to the worker untouched, as complete lines."""
         named = self.connection_names
@@ -173,7 +206,7 @@ class Inbound:
         parts: list[bytes] = []
         for name, value in self.headers:
             key = name.lower()
-            if key not in named and (key not in _SPECIAL or key == b"content-type"):
+            if key not in named and (key not in _SPECIAL or key in _TO_WORKERS):
                 parts += (name, b": ", value, b"\r\n")
         return b"".join(parts)
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.relay.framing import DONE, BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
+from pointsman.daemon.relay.usage import TOKENS
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.decisions import key_of
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
@@ -74,6 +76,9 @@ class UpstreamConnection(asyncio.Protocol):
         framing = self.framing
         if framing is not None and exchange.write_raw is not None and framing.take_one_chunk(data):
             exchange.bytes_out += len(data)
+            exchange.events += 1
+            if TOKENS in data:
+                exchange.usage_data = data
             exchange.write_raw(data)
             return
         try:
@@ -162,11 +167,14 @@ class UpstreamPool:
         self.worker = worker
         self.idle: list[UpstreamConnection] = []
         self.is_closed = False
+        self.key = key_of(worker.id)
         # what every request to this worker repeats, in wire form
         self.authority = _authority(worker)
         self.base_path = worker.base_path.encode()
         self.authorization = None if worker.api_key is None else b"Bearer " + worker.api_key.encode()
         self._worker_line = b"X-Pointsman-Worker: %b\r\n" % worker.id.encode()
+        if context.settings.target_pod_header:
+            self._worker_line += b"Target-Pod: %b\r\n" % _host_and_port(worker)
         self._identity = (-1, b"")
 
     def identity(self, generation: int) -> bytes:
@@ -224,10 +232,17 @@ class UpstreamPool:
         return connection
 
 
+def _bracketed(worker: WorkerSpec) -> str:
+    return f"[{worker.host}]" if ":" in worker.host else worker.host
+
+
+def _host_and_port(worker: WorkerSpec) -> bytes:
+    return f"{_bracketed(worker)}:{worker.port}".encode()
+
+
 def _authority(worker: WorkerSpec) -> bytes:
-    host = f"[{worker.host}]" if ":" in worker.host else worker.host
     default = 443 if worker.tls else 80
-    return (host if worker.port == default else f"{host}:{worker.port}").encode()
+    return _bracketed(worker).encode() if worker.port == default else _host_and_port(worker)
 
 
 class UpstreamPools:

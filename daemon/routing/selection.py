@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pointsman.daemon.routing.eligibility import TARGET_HEADER
@@ -30,7 +31,10 @@ class Selection:
 
     def asked(self, request: RequestView) -> str:
         """The strategy that the request's header asks for and may have; "" = the profile's."""
-        asked = request.headers.get(STRATEGY_HEADER, "")
+        return self.asked_in(request.headers)
+
+    def asked_in(self, headers: Mapping[str, str]) -> str:
+        asked = headers.get(STRATEGY_HEADER, "")
         return asked if asked and effective_strategy(self.profile, asked) == asked else ""
 
     def policy(self, asked: str) -> Policy:

@@ -7,27 +7,64 @@ from dataclasses import dataclass
 from fnmatch import translate
 from re import Pattern
 from re import compile as compile_pattern
+from typing import Any
 
-from pointsman.config.snapshot import Profile, Snapshot, WorkerSpec
-from pointsman.daemon.routing.policies import POLICIES, Choice
+from pointsman.config.snapshot import MAX_TOKENS, Profile, Snapshot, WorkerSpec
+from pointsman.daemon.errors import RequestError, no_worker
+from pointsman.daemon.routing.auto_profile import Hints, pick_profile
+from pointsman.daemon.routing.expected_cost import ExpectedCost, ExpectedCostParameters
+from pointsman.daemon.routing.selection import Selection
+from pointsman.daemon.routing.strategies import read_profile
+
+AUTO = "auto"
+"""`config-profile: auto`: the profile whose hints fit best."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The workers that may serve one model, in declaration order; the three tuples run in parallel."""
+    """The workers that may serve one model, in declaration order; the first four run in parallel."""
 
     workers: tuple[WorkerSpec, ...]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
+    positions: tuple[int, ...]
+    """among all regular workers"""
+    model: str = ""
+    """"" = any"""
+    has_buckets: bool = False
+    """some take only prompts of certain lengths"""
+
+    def nobody(self, why: str = "") -> RequestError:
+        """503: no worker of this pool can take the request."""
+        total = len(self.workers)
+        if total == 0:
+            return no_worker("no worker is configured for this request; add one with POST /workers")
+        what = f"for the model {self.model!r} " if self.model else ""
+        if why:
+            return no_worker(f"none of the healthy workers {what}may take this request: {why}")
+        return no_worker(f"none of the {total} workers {what}is healthy")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a request is routed: the profile's name as shown to the client, and its policy."""
+    """How a request is routed: the profile's name as shown to the client, and its compiled policies."""
 
     profile: str
-    policy: str
-    choose: Choice
+    selection: Selection
+    prompt_tokens_min: int = 0
+    prompt_tokens_max: int = MAX_TOKENS
+    expected_cost: ExpectedCostParameters | None = None
+    """Of a plan that is nothing but this policy: the short way will do."""
+
+    answer_lines: bytes = b""
+    """header lines that tell the client its profile and strategy"""
+
+    @property
+    def policy(self) -> str:
+        return self.selection.strategy
+
+    def takes(self, prompt_tokens: int) -> bool:
+        return self.prompt_tokens_min <= prompt_tokens <= self.prompt_tokens_max
 
 
 Header = Callable[[bytes], bytes | None]
@@ -62,32 +99,47 @@ class _Rule:
         return True
 
 
-def _pool(workers: Sequence[WorkerSpec]) -> Pool:
-    return Pool(tuple(workers), tuple(w.slot for w in workers), tuple(w.weight for w in workers))
-
-
 def _pattern(glob: str | None) -> Pattern[str] | None:
     return None if glob is None else compile_pattern(translate(glob))
+
+
+def _has_bucket(worker: WorkerSpec) -> bool:
+    return worker.prompt_tokens_min > 0 or worker.prompt_tokens_max < MAX_TOKENS
+
+
+def _answer_lines(profile: str, strategy: str) -> bytes:
+    line = b"Routing-Strategy: %b\r\n" % strategy.encode("latin-1", "replace")
+    if profile == NO_PROFILE:
+        return line
+    return b"%bX-Pointsman-Profile: %b\r\n" % (line, profile.encode("latin-1", "replace"))
 
 
 NO_PROFILE = ""
 
 
 class RoutingTable:
+    """Raises RequestError 400 for a snapshot whose strategies do not exist."""
+
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.generation = snapshot.generation
         self.model_index = {name: index for index, name in enumerate(snapshot.models)}
-        regular = [worker for worker in snapshot.workers if worker.role == "regular"]
-        self.everyone = _pool(regular)
+        self._regular = tuple(worker for worker in snapshot.workers if worker.role == "regular")
+        self.everyone = self._pool(self._regular)
         self.every_slot = tuple(worker.slot for worker in snapshot.workers)
-        names = dict.fromkeys(name for worker in regular for name in worker.models)
-        self._pools = {name: _pool([w for w in regular if not w.models or name in w.models]) for name in names}
+        names = dict.fromkeys(name for worker in self._regular for name in worker.models)
+        self._pools = {
+            name: self._pool([w for w in self._regular if not w.models or name in w.models], name) for name in names
+        }
         self.model_names = tuple(dict.fromkeys(name for worker in snapshot.workers for name in worker.models))
-        self._default = Plan(NO_PROFILE, snapshot.default_policy, POLICIES[snapshot.default_policy])
+        self._default = self._plan(Profile(NO_PROFILE, routing=snapshot.default_routing))
         self._plans = {name: self._plan(profile) for name, profile in snapshot.profiles.items()}
-        if snapshot.default_profile is not None:
-            self._default = self._plans[snapshot.default_profile]
+        self._hints = {
+            name: Hints(hints.prompt_tokens_gte, hints.prompt_tokens_lt, hints.max_tokens_gte, hints.max_tokens_lt)
+            for name, hints in ((name, profile.hints) for name, profile in snapshot.profiles.items())
+        }
+        default = snapshot.default_profile
+        self._fallbacks = () if default is None else (self._plans[default],)
         self._rules = tuple(
             _Rule(
                 self._plans[match.profile],
@@ -99,9 +151,33 @@ class RoutingTable:
             for match in snapshot.matches
         )
 
+    def _pool(self, workers: Sequence[WorkerSpec], model: str = "") -> Pool:
+        position_of = {worker.slot: position for position, worker in enumerate(self._regular)}
+        return Pool(
+            tuple(workers),
+            tuple(w.slot for w in workers),
+            tuple(w.weight for w in workers),
+            tuple(position_of[w.slot] for w in workers),
+            model,
+            any(map(_has_bucket, workers)),
+        )
+
     def _plan(self, profile: Profile) -> Plan:
-        policy = profile.strategy or self.snapshot.default_policy
-        return Plan(profile.name, policy, POLICIES[policy])
+        snapshot = self.snapshot
+        parameters: dict[str, Any] = dict(profile.routing)
+        parameters["routingStrategy"] = profile.strategy or snapshot.default_policy
+        parameters["lockedRoutingStrategy"] = snapshot.locked_strategy
+        selection = Selection(read_profile(parameters))
+        policy = selection.own
+        is_plain = isinstance(policy, ExpectedCost) and selection.profile.sticky is None
+        return Plan(
+            profile.name,
+            selection,
+            profile.prompt_tokens_min,
+            profile.prompt_tokens_max,
+            policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None,
+            _answer_lines(profile.name, selection.strategy),
+        )
 
     def pool_for(self, model: str) -> Pool | None:
         """None when `strict_models` forbids the model; a model that nobody announces goes to any worker otherwise."""
@@ -109,23 +185,36 @@ class RoutingTable:
         if pool is not None:
             return pool
         if self.snapshot.strict_models and model:
-            undeclared = [worker for worker in self.everyone.workers if not worker.models]
-            return _pool(undeclared) if undeclared else None
+            undeclared = [worker for worker in self._regular if not worker.models]
+            return self._pool(undeclared) if undeclared else None
         return self.everyone
 
-    def plan_for(self, asked: str | None, model: str, path: str, header: Header) -> tuple[Plan, bool]:
+    def plan_for(
+        self,
+        asked: str | None,
+        model: str,
+        path: str,
+        header: Header,
+        prompt_tokens: int = 0,
+        max_tokens: int | None = None,
+    ) -> tuple[Plan, bool]:
         """(plan, whether the `config-profile` the client asked for exists).
 
         Precedence: header `config-profile`, the first `match` that holds, the default profile, the default policy.
-        A name that does not exist falls to the rest of the chain, as AIBrix does; the caller counts that.
+        A name that does not exist falls to the rest of the chain, as AIBrix does; the caller counts that. So does a
+        profile of the file whose length bucket does not hold the prompt; one that the client names is taken anyhow.
         """
         known = True
         if asked is not None:
-            plan = self._plans.get(asked)
+            name = pick_profile(self._hints, prompt_tokens, max_tokens) if asked == AUTO else asked
+            plan = None if name is None else self._plans.get(name)
             if plan is not None:
                 return plan, True
-            known = False
+            known = asked == AUTO
         for rule in self._rules:
-            if rule.holds(model, path, header):
+            if rule.holds(model, path, header) and rule.plan.takes(prompt_tokens):
                 return rule.plan, known
+        for plan in self._fallbacks:
+            if plan.takes(prompt_tokens):
+                return plan, known
         return self._default, known

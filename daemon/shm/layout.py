@@ -15,6 +15,7 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     request series   per shard, an append-only open table (route, model, code) -> count
     histograms       per shard, [route][kind]: bucket counts, count, sum
     decisions        per shard, a ring of the last routed requests (shm.decisions)
+    explanations     per shard, a ring of sampled decisions with all their numbers (shm.explanations)
     bookings         the booking table and the cost model (shm.bookings), under the routing mutex
     sessions, users  tables of recently used keys (shm.recent), under the routing mutex
 """
@@ -91,6 +92,7 @@ USERS = 1024
 DECISION_WORDS = 16
 DECISIONS = 8192
 DECISION_RING_WORDS = 8 + DECISIONS * DECISION_WORDS
+EXPLANATION_WORDS = 32_768
 
 # request series: pairs (key + 1, count)
 SERIES_SLOTS = 4096
@@ -124,6 +126,7 @@ class Layout:
     series: int = field(init=False)
     histograms: int = field(init=False)
     decisions: int = field(init=False)
+    explanations: int = field(init=False)
     bookings: int = field(init=False)
     sessions: int = field(init=False)
     users: int = field(init=False)
@@ -140,6 +143,7 @@ class Layout:
             ("series", self.shards * SERIES_WORDS),
             ("histograms", self.shards * HISTOGRAM_ROUTES * HISTOGRAM_KINDS * HISTOGRAM_WORDS),
             ("decisions", self.shards * DECISION_RING_WORDS),
+            ("explanations", self.shards * EXPLANATION_WORDS),
             ("bookings", self.bookings_words),
             ("sessions", SESSIONS * RECENT_WORDS),
             ("users", USERS * RECENT_WORDS),
@@ -186,3 +190,6 @@ class Layout:
 
     def decision_ring(self, shard: int) -> int:
         return self.decisions + shard * DECISION_RING_WORDS
+
+    def explanation_ring(self, shard: int) -> int:
+        return self.explanations + shard * EXPLANATION_WORDS

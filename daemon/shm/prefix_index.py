@@ -117,7 +117,8 @@ class PrefixIndex(RawIndex):
         """Background eviction, a slice of at most `slice_us` CPU per step: stop iterating, and it ends at once.
 
         Finishes what was begun to be forgotten, brings every worker to its capacity and to `max_chars` (0 = no such
-        limit; `unless_known`: only where there is no capacity), then frees a sixteenth of the pools. Yields blocks dropped in the slice.
+        limit; `unless_known`: only where there is no capacity), then frees a sixteenth of the pools. Yields blocks
+        dropped in the slice.
         """
         totals = self.totals()
         for slot in range(totals["slots"]):

@@ -44,6 +44,8 @@ class RoutingState:
         self.bookings = Bookings(room, layout.shards, layout.slots, at.BOOKINGS_PER_SHARD)
         self.sessions = RecentKeys(segment.bytes, layout.sessions * at.WORD, at.SESSIONS)
         self.users = RecentKeys(segment.bytes, layout.users * at.WORD, at.USERS)
+        self.key = index.totals()["seed"].to_bytes(8, "little")
+        """for other hashes than the index' own"""
         self.ghost = layout.slots
         """the index slot of no worker: what was seen lately at all"""
         self.matched = array("Q", bytes(8 * (layout.slots + 1)))

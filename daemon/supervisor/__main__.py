@@ -14,6 +14,7 @@ from pointsman.config.settings import Settings
 from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_UNAVAILABLE
 from pointsman.daemon.shm.native import name_process
+from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.supervisor import listeners
 from pointsman.daemon.supervisor.arbiter import Arbiter
@@ -21,18 +22,29 @@ from pointsman.daemon.supervisor.children import Child
 from pointsman.daemon.supervisor.notify import Notifier
 
 
-def _shard(index: int, segment: Segment, settings_fd: int, listener: socket.socket) -> Child:
-    fds = (settings_fd, segment.fd, listener.fileno())
+def _shard(index: int, state: RoutingState, settings_fd: int, listener: socket.socket) -> Child:
+    segment = state.segment
+    fds = (settings_fd, segment.fd, state.index.fd, listener.fileno())
     arguments = ["-m", "pointsman.daemon.shard", "--index", str(index), "--settings-fd", str(settings_fd)]
-    arguments += ["--segment-fd", str(segment.fd), "--listen-fd", str(listener.fileno())]
+    arguments += ["--segment-fd", str(segment.fd), "--prefix-fd", str(state.index.fd)]
+    arguments += ["--listen-fd", str(listener.fileno())]
     return Child(f"shard {index}", index, segment, arguments, fds)
 
 
-def _control(segment: Segment, settings_fd: int, sockets: list[socket.socket]) -> Child:
+def _control(state: RoutingState, settings_fd: int, sockets: list[socket.socket]) -> Child:
+    segment, index_fd = state.segment, state.index.fd
     admin_fds = [sock.fileno() for sock in sockets]
     arguments = ["-m", "pointsman.daemon.control", "--settings-fd", str(settings_fd)]
-    arguments += ["--segment-fd", str(segment.fd), "--admin-fds", ",".join(map(str, admin_fds))]
-    return Child("control", segment.layout.control, segment, arguments, (settings_fd, segment.fd, *admin_fds))
+    arguments += ["--segment-fd", str(segment.fd), "--prefix-fd", str(index_fd)]
+    arguments += ["--admin-fds", ",".join(map(str, admin_fds))]
+    return Child("control", segment.layout.control, segment, arguments, (settings_fd, segment.fd, index_fd, *admin_fds))
+
+
+def _state(settings: Settings) -> RoutingState:
+    """Raises ValueError for a prefix index that is too small, OSError for memory that is not to be had."""
+    segment = Segment.create(settings.shards, settings.max_workers)
+    size = IndexSize(settings.prefix_index_mib, settings.prefix_block_bytes)
+    return RoutingState.create(segment, size, settings.max_tree_size)
 
 
 def _bound(settings: Settings, data: list[socket.socket], admin: list[socket.socket]) -> Settings:
@@ -53,10 +65,15 @@ def run(settings: Settings) -> int:
         return EXIT_UNAVAILABLE
     settings = _bound(settings, data, admin)
     settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))
-    segment = Segment.create(settings.shards, settings.max_workers)
-    shards = [_shard(index, segment, settings_fd, sock) for index, sock in enumerate(data)]
-    control = _control(segment, settings_fd, admin)
-    arbiter = Arbiter(settings, segment, shards, control, Notifier(), listeners.describe(data[0]))
+    try:
+        state = _state(settings)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"pointsman: prefix_index_mib = {settings.prefix_index_mib}: {error}", file=sys.stderr)
+        listeners.remove_unix_sockets(settings.admin_listen)
+        return EXIT_UNAVAILABLE
+    shards = [_shard(index, state, settings_fd, sock) for index, sock in enumerate(data)]
+    control = _control(state, settings_fd, admin)
+    arbiter = Arbiter(settings, state, shards, control, Notifier(), listeners.describe(data[0]))
     try:
         return arbiter.run()
     finally:

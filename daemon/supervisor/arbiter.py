@@ -29,7 +29,7 @@ from pointsman.config.settings import Settings
 from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK, EXIT_SOFTWARE
 from pointsman.daemon.leash import Message
-from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.supervisor.children import HEARTBEAT_LIMIT_S, Child
 from pointsman.daemon.supervisor.notify import Notifier
 from pointsman.daemon.supervisor.rollout import Rollout
@@ -83,10 +83,17 @@ class _Signals:
 
 class Arbiter:
     def __init__(
-        self, settings: Settings, segment: Segment, shards: list[Child], control: Child, notifier: Notifier, listen: str
+        self,
+        settings: Settings,
+        state: RoutingState,
+        shards: list[Child],
+        control: Child,
+        notifier: Notifier,
+        listen: str,
     ) -> None:
         self._settings = settings
-        self._segment = segment
+        self._state = state
+        self._segment = state.segment
         self._shards = shards
         self._control = control
         self._notifier = notifier
@@ -102,6 +109,8 @@ class Arbiter:
         self._next_watchdog = 0.0
         self._last_turn = time.monotonic()
         self._patient_until = 0.0
+        self._unclaimed: set[int] = set()
+        """dead shards whose bookings a stopped process keeps from us"""
 
     # --- the loop
 
@@ -178,7 +187,10 @@ class Arbiter:
             self._selector.unregister(child.channel)
         was_ready = child.is_ready
         child.died()
-        lost = 0 if child is self._control else self._segment.reclaim_shard(child.index)
+        lost = 0
+        if child is not self._control:
+            lost = self._segment.reclaim_shard(child.index)
+            self._unclaimed.add(child.index)
         if self._stop.is_asked:
             return
         log("process_died", level="error", process=child.name, exit_code=code, was_ready=was_ready, requests_lost=lost)
@@ -215,11 +227,20 @@ class Arbiter:
         for child in self._children:
             if child.is_running or now < child.restart_at:
                 continue
+            if child.index in self._unclaimed and not self._reclaim(child.index):
+                continue
             child.start()
             if child.channel is not None:
                 self._selector.register(child.channel, selectors.EVENT_READ, child)
             if child is not self._control:
                 self._brief(child, now)
+
+    def _reclaim(self, shard: int) -> bool:
+        """What a dead shard had booked and pinned ends before its successor books anything."""
+        if not self._state.reclaim_shard(shard):
+            return False
+        self._unclaimed.discard(shard)
+        return True
 
     def _brief(self, shard: Child, now: float) -> None:
         """A new shard gets what is current, serves at once, and takes its part in a running rollout."""

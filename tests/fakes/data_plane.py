@@ -28,6 +28,7 @@ from pointsman.config.snapshot import MODEL_OTHER, Snapshot, WorkerSpec
 from pointsman.daemon import leash
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.supervisor.listeners import data_sockets
 
@@ -43,6 +44,7 @@ def worker_spec(slot: int, url: str, **fields: Any) -> WorkerSpec:
 class DataPlane:
     def __init__(self, shards: int, settings: Settings, log: Path) -> None:
         self.segment = Segment.create(shards, settings.max_workers)
+        self.state = RoutingState.create(self.segment, IndexSize(4, 512), 2**26)
         self.log = log
         self._sockets = data_sockets(settings.host, 0, shards, 128)
         self.address: tuple[str, int] = self._sockets[0].getsockname()[:2]
@@ -57,8 +59,8 @@ class DataPlane:
         ours.setblocking(True)
         ours.settimeout(TIMEOUT_S)
         self.leashes.append(ours)
-        fds = (self._settings_fd, self.segment.fd, theirs.fileno(), self._sockets[index].fileno())
-        names = ("--settings-fd", "--segment-fd", "--leash-fd", "--listen-fd")
+        fds = (self._settings_fd, self.segment.fd, self.state.index.fd, theirs.fileno(), self._sockets[index].fileno())
+        names = ("--settings-fd", "--segment-fd", "--prefix-fd", "--leash-fd", "--listen-fd")
         command = [sys.executable, "-m", "pointsman.daemon.shard", "--index", str(index)]
         command += [word for name, fd in zip(names, fds, strict=True) for word in (name, str(fd))]
         with self.log.open("ab") as output:

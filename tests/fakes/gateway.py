@@ -36,6 +36,7 @@ class Gateway:
             command,
             env=os.environ
             | {"RUNTIME_DIRECTORY": str(folder / "run"), "STATE_DIRECTORY": str(folder / "state")}
+            | {"POINTSMAN_PREFIX_INDEX_MIB": "16"}
             | (environment or {}),
             stderr=subprocess.PIPE,
             start_new_session=True,

@@ -23,6 +23,7 @@ from pointsman.config.settings import Settings
 from pointsman.config.snapshot import Snapshot
 from pointsman.daemon import leash
 from pointsman.daemon.leash import Message
+from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
 
 TIMEOUT_S = 10.0
@@ -100,6 +101,7 @@ class Supervisor:
         }
         self.settings = Settings(**(options | fields))
         self.segment = Segment.create(2, self.settings.max_workers)
+        self.state = RoutingState.create(self.segment, IndexSize(4, 512), 2**26)
         self.admin = socket.socket(socket.AF_UNIX)
         self.admin.bind(str(admin_path))
         self.admin.listen()
@@ -127,8 +129,8 @@ class Supervisor:
     def spawn(self) -> subprocess.Popen[bytes]:
         ours, theirs = leash.pair()
         settings_fd = leash.sealed_memfd("settings", settings_codec.encode(self.settings))
-        fds = (settings_fd, self.segment.fd, theirs.fileno(), self.admin.fileno())
-        names = ("--settings-fd", "--segment-fd", "--leash-fd", "--admin-fds")
+        fds = (settings_fd, self.segment.fd, self.state.index.fd, theirs.fileno(), self.admin.fileno())
+        names = ("--settings-fd", "--segment-fd", "--prefix-fd", "--leash-fd", "--admin-fds")
         command = [sys.executable, "-m", "pointsman.daemon.control"]
         command += [word for name, fd in zip(names, fds, strict=True) for word in (name, str(fd))]
         with self.log_path.open("ab") as output:
