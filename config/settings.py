@@ -30,7 +30,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # routing
     workers: tuple[str, ...] = ()
     """Worker URLs of the command line or toml; not kept over a restart."""
-    policy: str = "least_request"
+    policy: str = "expected_cost"
     prefix_index_mib: int = 256
     """memory of the prefix index, shared by all shards; about 6,000 blocks a MiB"""
     prefix_block_bytes: int = 512

@@ -14,7 +14,7 @@ from pointsman.daemon import leash
 from pointsman.daemon.cli import serve_flags
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, ConfigErrors
 from pointsman.daemon.interpreter import interpreter_flags
-from pointsman.daemon.routing.policies import POLICIES
+from pointsman.daemon.routing.strategies import STRATEGIES as POLICIES
 
 
 def run(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, ProfilesFile
 from pointsman.config.serve_sources import read_serve_config
 from pointsman.config.settings import Settings
 from pointsman.daemon.errors import ConfigError, ConfigErrors
-from pointsman.daemon.routing.policies import POLICIES
+from pointsman.daemon.routing.strategies import STRATEGIES as POLICIES
 
 
 @dataclass(slots=True)
