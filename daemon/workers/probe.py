@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -13,6 +14,7 @@ from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.workers.registry import Worker
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_MODELS = 64
 MAX_MODEL_CHARS = 512
 MODELS_PATH = "/v1/models"
@@ -21,10 +23,19 @@ _REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE})
 
 
 class ProbeFailed(PointsmanError):
-    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
+    def __init__(self, reason: str, *, is_refused: bool = False, status: int | None = None) -> None:
         super().__init__(reason)
         self.is_refused = is_refused
         """Nobody listens there, or the connection was reset."""
+        self.status = status
+        """Of an answer that was no 2xx."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    body: bytes
+    headers: Mapping[str, str]
+    """Names in any case."""
 
 
 class _Card(msgspec.Struct):
@@ -63,6 +74,17 @@ class ProbeClient:
 
     async def get(self, worker: Worker, path: str) -> bytes:
         """The body of a 2xx answer, cut off above MAX_BODY_BYTES. Raises ProbeFailed."""
+        return (await self._ask(worker, path, MAX_BODY_BYTES)).body
+
+    async def page(self, worker: Worker, path: str) -> Page:
+        """A 2xx answer. Raises ProbeFailed, also when it has more than MAX_PAGE_BYTES."""
+        page = await self._ask(worker, path, MAX_PAGE_BYTES)
+        if len(page.body) > MAX_PAGE_BYTES:
+            raise ProbeFailed(f"{path}: an answer of more than {MAX_PAGE_BYTES // 1024} KiB")
+        return page
+
+    async def _ask(self, worker: Worker, path: str, limit_bytes: int) -> Page:
+        """A 2xx answer, its body cut off somewhere above the limit. Raises ProbeFailed."""
         try:
             async with self.session.get(
                 _url(worker, path),
@@ -70,7 +92,7 @@ class ProbeClient:
                 allow_redirects=False,
                 server_hostname=worker.endpoint.host if worker.endpoint.is_tls else None,
             ) as response:
-                return await _body(response)
+                return Page(await _body(response, limit_bytes), response.headers)
         except TimeoutError:
             raise ProbeFailed(f"no answer within {self.timeout_s:g} s") from None
         except aiohttp.ClientConnectorCertificateError as error:
@@ -108,14 +130,14 @@ def _headers(worker: Worker) -> dict[str, str]:
     return headers
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
+async def _body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
     if not 200 <= response.status < 300:
         redirected = " (redirects are not followed)" if 300 <= response.status < 400 else ""
-        raise ProbeFailed(f"HTTP {response.status}{redirected}")
+        raise ProbeFailed(f"HTTP {response.status}{redirected}", status=response.status)
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > limit_bytes:
             break
     return bytes(body)
 
