@@ -175,6 +175,7 @@ def _cache_config(metrics: EngineMetrics, labels: Mapping[str, str]) -> GaugeMet
     config = {
         "block_size": str(limits.block_tokens),
         "enable_prefix_caching": "True",
+        "kv_cache_size_tokens": str(metrics.engine.cache.capacity_blocks * limits.block_tokens),
         "num_gpu_blocks": str(metrics.engine.cache.capacity_blocks),
     }
     return _gauge("vllm:cache_config_info", 1, {**labels, **config})
@@ -196,11 +197,15 @@ def _collect_sglang(metrics: EngineMetrics) -> Iterator[Metric]:
     yield _gauge("sglang:token_usage", gauges.kv_usage, labels)
     yield _gauge("sglang:full_token_usage", gauges.kv_usage, labels)
     yield _gauge("sglang:max_total_num_tokens", limits.kv_tokens, labels)
+    yield _gauge("sglang:max_running_requests_under_SLO", limits.max_sequences, labels)
+    yield _gauge("sglang:utilization", max(gauges.running / limits.max_sequences, gauges.kv_usage / 0.9), labels)
+    yield _gauge("sglang:fwd_occupancy", 100.0 if gauges.running else 0.0, labels)
     yield _gauge("sglang:cache_hit_rate", hit_rate, labels)
     yield _gauge("sglang:gen_throughput", metrics.read_throughput(time.monotonic()), labels)
     yield _counter("sglang:prompt_tokens", totals.prompt_tokens, labels)
     yield _counter("sglang:generation_tokens", totals.generated_tokens, labels)
-    yield _counter("sglang:cached_tokens", totals.cached_tokens, labels)
+    if totals.cached_tokens:  # as there, the series begins with the first hit
+        yield _counter("sglang:cached_tokens", totals.cached_tokens, {**labels, "cache_source": "device"})
     yield _counter("sglang:num_requests", totals.finished + totals.aborted, labels)
     yield _counter("sglang:num_aborted_requests", totals.aborted, labels)
     yield metrics.time_to_first_token.family("sglang:time_to_first_token_seconds", labels)

@@ -56,6 +56,7 @@ _GET: Mapping[str, Handler] = MappingProxyType(
         "/version": info.version,
         "/load": info.server_load,
         "/metrics": info.metrics,
+        "/props": info.props,
         "/v1/models": info.models,
         "/get_model_info": info.model_info,
         "/model_info": info.model_info,

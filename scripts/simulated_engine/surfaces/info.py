@@ -27,7 +27,28 @@ async def version(call: Call) -> web.StreamResponse:
 
 async def metrics(call: Call) -> web.StreamResponse:
     content_type = "text/plain; version=0.0.4; charset=utf-8"
-    return await call.reply.send(call.context.metrics.render(), content_type=content_type)
+    metrics = call.context.metrics
+    headers = {}
+    if call.context.settings.flavor == "llamacpp":
+        headers["Process-Start-Time-Unix"] = str(int(metrics.started_unix_s * 1e6))
+    return await call.reply.send(metrics.render(), content_type=content_type, headers=headers)
+
+
+async def props(call: Call) -> web.StreamResponse:
+    """Only llama.cpp: the KV memory, evenly divided among the slots."""
+    settings = call.context.settings
+    if settings.flavor != "llamacpp":
+        raise ApiError(404, "Not Found", "NotFoundError")
+    slots = settings.limits.max_sequences
+    return await call.send_json(
+        {
+            "default_generation_settings": {"params": {}, "n_ctx": settings.limits.kv_tokens // slots},
+            "total_slots": slots,
+            "model_path": settings.model,
+            "chat_template": "",
+            "build_info": VERSIONS["llamacpp"],
+        }
+    )
 
 
 async def models(call: Call) -> web.StreamResponse:
