@@ -67,8 +67,8 @@ class RetryBudget:
     def _bring_up_to(self, words: Words, now: float) -> tuple[float, float]:
         pot, missing = self._at(words, now)
         if now > words.get_real(B_AT):
-            # The time goes first: whoever dies in between has lost a little budget instead of made it twice.
-            words.set_real(B_AT, now)
+            # Whoever dies in between has faded the pot twice, or not filled the reserve: never made budget twice.
             words.set_real(B_POT, pot)
+            words.set_real(B_AT, now)
             words.set_real(B_MISSING, missing)
         return pot, missing

@@ -211,4 +211,6 @@ def _timestamp(match: re.Match[str], wall_s: float) -> float | None:
 def _full_year(two_digits: int, this_year: int) -> int:
     """RFC 9110 5.6.7: what would be more than 50 years ahead is the past century's."""
     year = this_year - this_year % 100 + two_digits
-    return year - 100 if year > this_year + 50 else year
+    if year > this_year + 50:
+        return year - 100
+    return year + 100 if year <= this_year - 50 else year
