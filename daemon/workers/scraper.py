@@ -1,9 +1,9 @@
 """Reads the engines' own metrics, tells shared memory, and notices engines that were restarted.
 
 `turn`, called every 100 ms, asks the workers that are due: those that are up, every second while a request is in
-flight on them and every 4 s otherwise (a report is used for 5 s, so an idle worker's never gets stale). Each worker is
-asked by at most one question at a time. One without metrics (404) is asked every 15 s, as is one that fails again and
-again; whoever comes up is asked at once.
+flight on them and every 4.5 s otherwise (a report is used for 5 s, so that of an idle worker does not get stale). Each
+worker is asked by at most one question at a time. One without metrics is asked every 15 s, as is one that fails
+again and again; whoever comes up is asked at once.
 
 An answer counts only if its question was put after the worker came up for the last time: an old process may have
 given it.
@@ -33,8 +33,10 @@ from pointsman.daemon.workers.probe import ProbeClient, ProbeFailed
 from pointsman.daemon.workers.registry import Worker
 
 METRICS_PATH = "/metrics"
+NO_METRICS = (404, 405, 501)
+"""501 is llama.cpp's word for a server that was started without --metrics"""
 SCRAPE_INTERVAL_S = 1.0
-IDLE_INTERVAL_S = 4.0
+IDLE_INTERVAL_S = 4.5
 MAX_INTERVAL_S = 15.0
 CAPACITY_INTERVAL_S = 30.0
 """between two questions for a capacity that is not known yet"""
@@ -159,7 +161,7 @@ class Scraper:
         return self._sources.get(source.worker.id) is source and asked >= source.valid_from
 
     def _read(self, source: Source, report: EngineReport, asked: float) -> None:
-        source.failures = 0
+        source.failures, source.has_metrics = 0, True
         reason = source.incarnation.observe(report)
         if reason is not None:
             source.capacity = source.capacity_asked = None
@@ -170,7 +172,7 @@ class Scraper:
     def _failed(self, source: Source, error: ProbeFailed | MetricsUnreadable) -> None:
         source.failures += 1
         if isinstance(error, ProbeFailed):
-            source.has_metrics = error.status != 404
+            source.has_metrics = error.status not in NO_METRICS
             if error.is_refused:  # for an engine that restarts between two probes, the only one who sees it
                 source.incarnation.went_down(is_refused=True)
                 return
