@@ -16,6 +16,7 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     histograms       per shard, [route][kind]: bucket counts, count, sum
     decisions        per shard, a ring of the last routed requests (shm.decisions)
     explanations     per shard, a ring of sampled decisions with all their numbers (shm.explanations)
+    recordings       per shard, a ring of requests for whoever records the traffic (shm.recording)
     bookings         the booking table and the cost model (shm.bookings), under the routing mutex
     sessions, users  tables of recently used keys (shm.recent), under the routing mutex
 """
@@ -37,6 +38,7 @@ H_CURSOR = 24
 H_MUTEX = 32
 H_LOCK_TIMEOUTS = 40
 H_LOCK_RECOVERIES = 41
+H_RECORDING = 48  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
 
 # phase
 PHASE_RUNNING, PHASE_DRAINING = range(2)
@@ -93,6 +95,7 @@ DECISION_WORDS = 16
 DECISIONS = 8192
 DECISION_RING_WORDS = 8 + DECISIONS * DECISION_WORDS
 EXPLANATION_WORDS = 32_768
+RECORDING_WORDS = 131_072
 
 # request series: pairs (key + 1, count)
 SERIES_SLOTS = 4096
@@ -127,6 +130,7 @@ class Layout:
     histograms: int = field(init=False)
     decisions: int = field(init=False)
     explanations: int = field(init=False)
+    recordings: int = field(init=False)
     bookings: int = field(init=False)
     sessions: int = field(init=False)
     users: int = field(init=False)
@@ -144,6 +148,7 @@ class Layout:
             ("histograms", self.shards * HISTOGRAM_ROUTES * HISTOGRAM_KINDS * HISTOGRAM_WORDS),
             ("decisions", self.shards * DECISION_RING_WORDS),
             ("explanations", self.shards * EXPLANATION_WORDS),
+            ("recordings", self.shards * RECORDING_WORDS),
             ("bookings", self.bookings_words),
             ("sessions", SESSIONS * RECENT_WORDS),
             ("users", USERS * RECENT_WORDS),
@@ -193,3 +198,6 @@ class Layout:
 
     def explanation_ring(self, shard: int) -> int:
         return self.explanations + shard * EXPLANATION_WORDS
+
+    def recording_ring(self, shard: int) -> int:
+        return self.recordings + shard * RECORDING_WORDS
