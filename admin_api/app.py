@@ -20,6 +20,7 @@ from pointsman.admin_api.auth import AdminAuth, authenticator
 from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
 from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
+from pointsman.admin_api.handlers.record import RecordHandlers
 from pointsman.admin_api.handlers.status import StatusHandlers
 from pointsman.admin_api.handlers.workers import WorkerHandlers
 from pointsman.admin_api.ports import ControlPort
@@ -36,8 +37,8 @@ def build_app(port: ControlPort, *, auth: AdminAuth, host_names: Collection[str]
         middlewares=[_answer_errors, guard(host_names), authenticator(auth), body_receiver()],
         client_max_size=MAX_BODY_BYTES,
     )
-    for handlers in (StatusHandlers(port), WorkerHandlers(port), LegacyHandlers(port), ConfigHandlers(port)):
-        app.add_routes(handlers.routes())
+    for handlers in (StatusHandlers, WorkerHandlers, LegacyHandlers, ConfigHandlers, RecordHandlers):
+        app.add_routes(handlers(port).routes())
     app.on_response_prepare.append(_set_headers)
     return app
 

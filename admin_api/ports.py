@@ -6,6 +6,7 @@ are the answer) and nothing else on purpose.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import msgspec
@@ -140,4 +141,15 @@ class ControlPort(Protocol):
 
     def metrics(self) -> bytes:
         """Prometheus text exposition format 0.0.4."""
+        ...
+
+    def record(self, seconds: float) -> AsyncGenerator[bytes]:
+        """The requests that arrive in that time, as lines of a trace; a summary is the last one.
+
+        409 `RECORDING_RUNS` at the first line. To be closed by whoever leaves early.
+        """
+        ...
+
+    def stop_recording(self) -> None:
+        """The recording that runs ends as if its time were over. 404 `NO_RECORDING`."""
         ...

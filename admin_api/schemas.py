@@ -40,6 +40,8 @@ LEFT_ASIDE = (
 )
 """Known to SGLang's gateways (generations 2 and 3), without effect here."""
 
+MAX_RECORD_MINUTES = 24 * 60
+
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -138,6 +140,12 @@ class PatchBody(_Strict):
             labels=self.labels if "labels" in given else msgspec.UNSET,
             api_key=self.api_key if "api_key" in given else msgspec.UNSET,
         )
+
+
+class RecordBody(_Strict):
+    """POST /record"""
+
+    minutes: float = Field(gt=0, le=MAX_RECORD_MINUTES)
 
 
 def read_body(data: bytes, model: type[Body]) -> Body:

@@ -24,6 +24,8 @@ PUT    /workers/ID            as POST, with the same url
 DELETE /workers/ID            no more picks; running requests end
 GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
+POST   /record                {{"minutes": 10}}: the traffic as lines of a trace (lengths, times, hashes; no text)
+DELETE /record                end that early
 POST   /add_worker?url=  POST /remove_worker?url=  GET /list_workers
 """
 

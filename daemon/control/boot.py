@@ -22,6 +22,7 @@ from pointsman.daemon.control.channel import Channel
 from pointsman.daemon.control.desired import Rules, compile_snapshot, rules_in
 from pointsman.daemon.control.drain import Drainer
 from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
+from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
@@ -134,7 +135,8 @@ class Control:
         )
         last_rules = rules_in(last) if last else Rules()
         self._reloader = Reloader(settings, registry, locator, last_rules, catalog.settle, self._reload_soon)
-        return ControlService(settings, segment, catalog, publisher, self._reloader)
+        recorder = Recorder(segment, settings.prefix_block_bytes, lambda: publisher.current.models)
+        return ControlService(settings, segment, catalog, publisher, self._reloader, recorder)
 
     def _own_ports(self) -> frozenset[int]:
         names = [sock.getsockname() for sock in self._admin_sockets if sock.family != socket.AF_UNIX]

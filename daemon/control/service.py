@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from pointsman.admin_api.ports import ConfigView, StatusView, WorkerPatch, WorkerRequest, WorkerView
@@ -11,6 +12,7 @@ from pointsman.daemon.control import files
 from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.desired import content_hash
 from pointsman.daemon.control.publisher import Publisher
+from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.views import Clock, process_views
 from pointsman.daemon.shm import layout as at
@@ -29,6 +31,7 @@ class ControlService:
     catalog: Catalog
     publisher: Publisher
     reloader: Reloader
+    recorder: Recorder
 
     async def add_worker(self, request: WorkerRequest) -> WorkerView:
         return await self.catalog.add(request)
@@ -93,6 +96,12 @@ class ControlService:
             last_reload_success_at=self.publisher.published_at,
         )
         return metrics.render(self.segment, self.publisher.current, info)
+
+    def record(self, seconds: float) -> AsyncGenerator[bytes]:
+        return self.recorder.record(seconds)
+
+    def stop_recording(self) -> None:
+        self.recorder.stop()
 
 
 def _address(host: str, port: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -68,6 +69,8 @@ class FakeControlPort:
     calls: list[tuple[str, object]] = field(default_factory=list)
     view: ConfigView = CONFIG
     reload_to: ConfigView = CONFIG
+    recording: tuple[bytes, ...] = ()
+    """lines"""
     breaks_with: Exception | None = None
     """raised by whatever is asked next"""
 
@@ -153,6 +156,14 @@ class FakeControlPort:
             lock_timeouts=0,
             lock_recoveries=0,
         )
+
+    async def record(self, seconds: float) -> AsyncGenerator[bytes]:
+        self._note("record", seconds)
+        for line in self.recording:
+            yield line
+
+    def stop_recording(self) -> None:
+        self._note("stop_recording")
 
     def metrics(self) -> bytes:
         self._note("metrics")
