@@ -121,7 +121,8 @@ class Breaker:
         if self.permits(words, now):
             return 0.0
         if words.get_int(B_STATE) == State.OPEN:
-            return words.get_real(B_SINCE) + self.section.timeout_s - now
+            timeout_s = self.section.timeout_s
+            return min(words.get_real(B_SINCE) + timeout_s - now, timeout_s)
         return PROBE_RETRY_AFTER_S
 
     def _may_probe(self, words: Words, now: float, state: int) -> bool:

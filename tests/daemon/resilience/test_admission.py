@@ -324,3 +324,13 @@ def test_a_newcomer_does_not_overtake_who_waits_elsewhere() -> None:
     newcomer = driven.enter(0)
     assert newcomer.state is WaiterState.WAITING
     assert driven.poll(1) == [waiting]
+
+
+def test_who_takes_the_place_of_one_who_left_need_not_wait_for_the_next_poll() -> None:
+    driven = Driven(shards=2)
+    first, *_ = driven.fill(1)
+    best = driven.enter(0)
+    driven.now += 0.001
+    second = driven.enter(0)
+    driven.leave(first)
+    assert driven.leave(best) == [second]

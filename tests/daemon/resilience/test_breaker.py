@@ -116,6 +116,7 @@ def test_what_is_older_than_the_window_does_not_count() -> None:
     driven = window()
     driven.request(*[BAD] * 9)
     driven.now += 80.0
+    assert driven.breaker.view(driven.words, driven.now).requests == 0
     driven.request(BAD)
     assert driven.state() is State.CLOSED
     view = driven.breaker.view(driven.words, driven.now)
@@ -233,6 +234,7 @@ def test_an_answer_from_before_it_opened_decides_nothing_after_it_closed() -> No
     assert driven.state() is State.CLOSED
     driven.record(old, BAD)
     assert driven.state() is State.CLOSED
+    assert driven.breaker.view(driven.words, driven.now).failures == 0
 
 
 def test_the_permit_of_a_dead_shard_returns_when_it_is_reaped() -> None:
