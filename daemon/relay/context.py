@@ -19,6 +19,7 @@ from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.decisions import DecisionLog
 from pointsman.daemon.shm.explanations import ExplanationLog
+from pointsman.daemon.shm.recording import RecordingLog
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.access_log import LineWriter
 from pointsman.daemon.telemetry.series import Series
@@ -46,6 +47,7 @@ class ShardContext:
         self.router = LiveRouter(state, shard, Random())
         self.decisions = DecisionLog(segment, shard)
         self.explanations = ExplanationLog(segment, shard)
+        self.recording = RecordingLog(segment, shard)
         self._gauges = segment.layout.gauge(shard, 0)
         self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
         self.series = Series(segment, shard)

@@ -40,6 +40,7 @@ from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.decisions import UNKNOWN, key_of
+from pointsman.daemon.shm.recording import Taken
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.client import ClientConnection
@@ -72,6 +73,8 @@ class Exchange:
     """what is charged for it now"""
     decision: Booked | None = None
     """what was charged last"""
+    taken: Taken | None = None
+    """for whoever records the traffic"""
     asked_strategy = ""
     usage = NO_USAGE
     usage_data = b""
@@ -120,6 +123,8 @@ class Exchange:
             ask = self._ask(plan)
             now = self.context.now()
             self._book(router.choose(ask, self.table, pool, plan, prompt_tokens, now))
+            if self.context.cells[at.H_RECORDING]:
+                self.taken = self.context.recording.begin(router.chain, self.request.started)
         except RequestError as error:
             self.fail(error)
             return
@@ -470,6 +475,8 @@ class Exchange:
             context.series.observe(label, at.KIND_FIRST_BYTE, self.first_byte_at - started)
         if self.decision is not None and self.plan is not None:
             self._note_decision(self.decision, status, now)
+        if self.taken is not None:
+            self._record(self.taken, model, status)
         if context.settings.access_log:
             context.log_line(self._log_line(status, ending, now))
 
@@ -503,6 +510,19 @@ class Exchange:
         )
         if decision.explanation is not None:
             context.explanations.note(request_key, ended_us, orjson.dumps(self._decision_json(decision)))
+
+    def _record(self, taken: Taken, model: int, status: int) -> None:
+        usage, output_tokens = self.usage, self.usage.output_tokens
+        if output_tokens is None and self.head is not None and self.head.is_event_stream:
+            output_tokens = max(self.events - 1, 1)
+        self.context.recording.end(
+            taken,
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=output_tokens,
+            model=model,
+            is_streamed=self.features.is_stream,
+            status=status,
+        )
 
     def _log_line(self, status: int, ending: Ending, now: float) -> bytes:
         """Built by hand: this is the hot path, and an encoder would cost more than the whole choice of a worker."""
