@@ -11,6 +11,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SOURCES = "src"
+QUIET = ["-Wno-unused-function"]  # headers of static functions, of which an extension uses some
 IS_DEBUG = os.environ.get("POINTSMAN_DEBUG_BUILD") == "1"
 
 
@@ -28,12 +29,12 @@ def find_extensions() -> list[Extension]:
 def describe_extension(path: Path) -> Extension:
     name = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
     if IS_DEBUG:
-        return Extension(name, [str(path)], extra_compile_args=["-O1", "-g", "-UNDEBUG"])
+        return Extension(name, [str(path)], extra_compile_args=["-O1", "-g", "-UNDEBUG", *QUIET])
     return Extension(
         name,
         [str(path)],
         define_macros=[("CYTHON_WITHOUT_ASSERTIONS", "1")],
-        extra_compile_args=["-O2"],
+        extra_compile_args=["-O2", *QUIET],
     )
 
 
@@ -45,5 +46,7 @@ if IS_DEBUG:
 extensions = find_extensions()
 setup(
     # cythonize refuses an empty list in some versions.
-    ext_modules=cythonize(extensions, compiler_directives=directives, force=IS_DEBUG or None) if extensions else []
+    ext_modules=cythonize(extensions, include_path=[SOURCES], compiler_directives=directives, force=IS_DEBUG or None)
+    if extensions
+    else []
 )

@@ -34,11 +34,12 @@ from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
 from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, read_usage
-from pointsman.daemon.routing.live import Ask, Booked
+from pointsman.daemon.routing.live import Ask
 from pointsman.daemon.routing.picking import REASONS
 from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.choosing import Booked
 from pointsman.daemon.shm.decisions import UNKNOWN, key_of
 from pointsman.daemon.shm.recording import Taken
 
@@ -486,10 +487,9 @@ class Exchange:
         first_byte_us = UNKNOWN
         if self.first_byte_at and head is not None and head.is_event_stream and status == 200:
             first_byte_us = int((self.first_byte_at - started) * 1e6)
-        told = usage.prompt_tokens is not None and usage.cached_tokens is not None
-        context.router.counters.answered(
-            decision, first_byte_us, (usage.prompt_tokens or 0, usage.cached_tokens or 0) if told else None
-        )
+        prompt_tokens = UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens
+        cached_tokens = UNKNOWN if usage.cached_tokens is None else usage.cached_tokens
+        context.router.answered(decision, first_byte_us, prompt_tokens, cached_tokens)
         ended_us, request_key = context.wall_us(now), key_of(self.request.request_id)
         context.decisions.note(
             ended_us,
@@ -504,8 +504,8 @@ class Exchange:
             first_byte_us,
             int((now - started) * 1e6),
             UNKNOWN if usage.output_tokens is None else usage.output_tokens,
-            UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens,
-            UNKNOWN if usage.cached_tokens is None else usage.cached_tokens,
+            prompt_tokens,
+            cached_tokens,
             status,
         )
         if decision.explanation is not None:

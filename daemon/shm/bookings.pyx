@@ -28,7 +28,6 @@ cdef enum:
     HEADER_WORDS = 64
     WORKER_WORDS = 32
     BOOKING_WORDS = 16
-    MAX_CANDIDATES = 256
     # header
     H_SEQUENCE = 0
     H_RECOVERIES = 1
@@ -115,14 +114,6 @@ def size_bytes(int64_t shards, int64_t workers, int64_t per_shard) -> int:
 
 
 cdef class Bookings:
-    cdef Py_buffer view
-    cdef int64_t *word
-    cdef int64_t shards, workers, per_shard, first_booking
-    cdef bint attached
-    cdef dict hints
-    cdef Py_buffer matched, pinned
-    cdef bint is_lent
-
     def __cinit__(self, buffer, int64_t shards, int64_t workers, int64_t per_shard):
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
         self.attached = True
@@ -176,22 +167,22 @@ cdef class Bookings:
 
     # --- places
 
-    cdef inline int64_t *_worker(self, int64_t worker) except NULL:
+    cdef int64_t *_worker(self, int64_t worker) except NULL:
         if not 0 <= worker < self.workers:
             raise IndexError(f"no worker slot {worker}")
         return self.word + HEADER_WORDS + worker * WORKER_WORDS
 
-    cdef inline int64_t *_booking(self, int64_t number) except NULL:
+    cdef int64_t *_booking(self, int64_t number) except NULL:
         if not 0 <= number < self.shards * self.per_shard:
             raise IndexError(f"no booking {number}")
         return self.word + self.first_booking + number * BOOKING_WORDS
 
     # --- the life of a booking
 
-    def book(
+    cpdef int64_t book(
         self, int64_t shard, int64_t worker, double now, int64_t new, int64_t context, int64_t reserved=0,
         bint is_blind=False,
-    ) -> int:
+    ) except -2:
         """Charge a request of `new` uncached and `context` cached prompt tokens; returns its number.
 
         NONE when this shard has no slot left: the request goes on uncharged. `reserved`: characters of cache that its
@@ -215,7 +206,7 @@ cdef class Bookings:
         self._serve(row, new + context, now)
         return number
 
-    def first_token(self, int64_t number, double now):
+    cpdef first_token(self, int64_t number, double now):
         """The prefill is over; whoever stood first in line teaches the cost model. Twice does nothing."""
         cdef int64_t *booking = self._booking(number)
         if booking[B_STATE] != PENDING:
@@ -249,7 +240,7 @@ cdef class Bookings:
             self._begin_decoding(row[W_FIRST], ends)
         return 0
 
-    def finish(self, int64_t number, double now, int64_t output_tokens=NONE):
+    cpdef finish(self, int64_t number, double now, int64_t output_tokens=-1):
         """The request ended; NONE tokens: it failed, nothing is learned from it. Twice does nothing."""
         cdef int64_t *booking = self._booking(number)
         cdef int64_t state = booking[B_STATE]
@@ -291,7 +282,7 @@ cdef class Bookings:
 
     # --- recovery
 
-    def recover(self, int64_t recoveries, double now) -> bool:
+    cpdef bint recover(self, int64_t recoveries, double now) except -1:
         """Rebuild if the mutex changed hands from a dead holder since the last look (segment.lock_recoveries)."""
         if self.word[H_RECOVERIES] == recoveries:
             return False
@@ -418,50 +409,64 @@ cdef class Bookings:
         `draw` (0..1) breaks ties. Returns (i, cached tokens, reason, predicted wait and prefill in seconds), and notes
         the new `lost`.
         """
-        cdef double cost[MAX_CANDIDATES]
+        cdef int64_t candidates[MAX_CANDIDATES]
         cdef int64_t place[MAX_CANDIDATES]
-        cdef uint64_t *matched = <uint64_t *> self.matched.buf
-        cdef int64_t i, n = 0, worker, best, tied = 0, cached, wanted
-        cdef uint64_t most = 0, least = <uint64_t> -1
-        cdef double lowest = 0.0, lost = self._lost_with(total_chars)
+        cdef int64_t i, n = 0
+        cdef Picked picked
         if len(slots) > MAX_CANDIDATES or len(loads) != len(slots):
             raise ValueError("too many candidates, or as many loads as slots are needed")
-        theta = 1 + theta + theta_gain * lost
         for i in range(len(slots)):
-            if <int64_t> loads[i] < 0:
-                continue
-            worker = slots[i]
+            if <int64_t> loads[i] >= 0:
+                candidates[n], place[n] = slots[i], i
+                n += 1
+        self._pick(
+            candidates, n, prompt_tokens, total_chars, now, theta, theta_gain, gamma, kappa_s, draw, &picked
+        )
+        return place[picked.place], picked.cached, picked.reason, picked.wait_s, picked.prefill_s
+
+    cdef int _pick(
+        self, const int64_t *candidates, int64_t n, int64_t prompt_tokens, int64_t total_chars, double now,
+        double theta, double theta_gain, double gamma, double kappa_s, double draw, Picked *picked,
+    ) except -1:
+        """`choose` among `candidates[0..n)`, worker slots, at most MAX_CANDIDATES."""
+        cdef double cost[MAX_CANDIDATES]
+        cdef uint64_t *matched = <uint64_t *> self.matched.buf
+        cdef int64_t i, worker, best = 0, tied = 0, wanted
+        cdef uint64_t most = 0, least = <uint64_t> -1
+        cdef double lowest = 0.0, lost = self._lost_with(total_chars)
+        if not 0 < n <= MAX_CANDIDATES:
+            raise ValueError(f"{n} candidates")
+        theta = 1 + theta + theta_gain * lost
+        for i in range(n):
+            worker = candidates[i]
             self._ripen(worker, now)
-            cost[n] = self._expected_cost(worker, prompt_tokens, total_chars, now, theta, gamma, kappa_s)
-            place[n] = i
-            if n == 0 or cost[n] < lowest:
-                lowest, tied = cost[n], 1
-            elif cost[n] == lowest:
+            cost[i] = self._expected_cost(worker, prompt_tokens, total_chars, now, theta, gamma, kappa_s)
+            if i == 0 or cost[i] < lowest:
+                lowest, tied = cost[i], 1
+            elif cost[i] == lowest:
                 tied += 1
             most = max(most, matched[worker])
             least = min(least, matched[worker])
-            n += 1
-        if n == 0:
-            raise ValueError("no candidate")
         wanted = <int64_t> (draw * tied) if tied > 1 else 0
-        best = 0
         for i in range(n):
             if cost[i] == lowest:
                 if wanted == 0:
                     best = i
                     break
                 wanted -= 1
-        worker = slots[place[best]]
-        cached = self._cached(matched[worker], prompt_tokens, total_chars)
-        cdef int64_t reason
+        worker = candidates[best]
+        picked.place = best
+        picked.cached = self._cached(matched[worker], prompt_tokens, total_chars)
         if n == 1:
-            reason = ONLY_ELIGIBLE
+            picked.reason = ONLY_ELIGIBLE
         elif matched[worker] < most:
-            reason = SPILL
+            picked.reason = SPILL
         else:
-            reason = PREFIX if matched[worker] > least else LOAD
+            picked.reason = PREFIX if matched[worker] > least else LOAD
+        picked.wait_s = self._wait(worker, now)
+        picked.prefill_s = self._seconds(prompt_tokens - picked.cached, picked.cached)
         (<double *> self.word)[H_LOST] = lost
-        return place[best], cached, reason, self._wait(worker, now), self._seconds(prompt_tokens - cached, cached)
+        return 0
 
     cdef double _expected_cost(
         self, int64_t worker, int64_t prompt_tokens, int64_t total_chars, double now,
@@ -486,6 +491,11 @@ cdef class Bookings:
         if not matched:
             return 0
         return min(<int64_t> (<double> prompt_tokens * <double> matched / <double> total_chars), prompt_tokens - 1)
+
+    cdef int64_t _reserved_fit(self, int64_t worker) except -2:
+        """Characters of cache that outputs in flight leave; 0 = the capacity is not known."""
+        cdef int64_t *row = self._worker(worker)
+        return max(row[W_KV_CHARS] - row[W_RESERVED], <int64_t> 1) if row[W_KV_CHARS] else 0
 
     @property
     def prefills_seen(self) -> int:

@@ -23,8 +23,6 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
     ctypedef struct pthread_mutexattr_t:
         pass
     int PTHREAD_PROCESS_SHARED
@@ -76,12 +74,6 @@ cdef int64_t H_LOCK_RECOVERIES = _layout.H_LOCK_RECOVERIES
 cdef class Words:
     """The segment's memory, seen as words; `loads` and `workers` are the layout's offsets."""
 
-    cdef Py_buffer view
-    cdef int64_t *word
-    cdef pthread_mutex_t *mutex
-    cdef int64_t shards, slots, loads, workers
-    cdef bint attached
-
     def __cinit__(self, buffer, int64_t shards, int64_t slots, int64_t loads, int64_t workers):
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
         self.attached = True
@@ -93,7 +85,7 @@ cdef class Words:
         if self.attached:
             PyBuffer_Release(&self.view)
 
-    cdef inline int64_t *_load(self, int64_t shard, int64_t slot) except NULL:
+    cdef int64_t *_load(self, int64_t shard, int64_t slot) except NULL:
         if not (0 <= shard < self.shards and 0 <= slot < self.slots):
             raise IndexError(f"no load row for shard {shard}, slot {slot}")
         return self.word + self.loads + (shard * self.slots + slot) * LOAD_WORDS
@@ -115,6 +107,9 @@ cdef class Words:
 
     def lock(self, int64_t deadline_us=2000) -> bool:
         """True when held. False after `deadline_us`: decide without it."""
+        return self._lock(deadline_us)
+
+    cdef bint _lock(self, int64_t deadline_us) except -1:
         cdef timespec until
         cdef int code = pthread_mutex_trylock(self.mutex)
         if code and code != EOWNERDEAD:
@@ -136,9 +131,13 @@ cdef class Words:
         return True
 
     def unlock(self):
+        self._unlock()
+
+    cdef int _unlock(self) except -1:
         cdef int code = pthread_mutex_unlock(self.mutex)
         if code:
             raise OSError(code, "pthread_mutex_unlock")
+        return 0
 
     # --- single words
 
@@ -176,15 +175,34 @@ cdef class Words:
     # --- load rows
 
     def book(self, int64_t shard, int64_t slot, int64_t prompt_bytes):
+        self._book(shard, slot, prompt_bytes)
+
+    cdef int _book(self, int64_t shard, int64_t slot, int64_t prompt_bytes) except -1:
         cdef int64_t *row = self._load(shard, slot)
         word_store(row + L_INFLIGHT, word_relaxed(row + L_INFLIGHT) + 1)
         word_store(row + L_INFLIGHT_BYTES, word_relaxed(row + L_INFLIGHT_BYTES) + prompt_bytes)
         word_store(row + L_PICKS, word_relaxed(row + L_PICKS) + 1)
+        return 0
 
     def release(self, int64_t shard, int64_t slot, int64_t prompt_bytes):
+        self._release(shard, slot, prompt_bytes)
+
+    cdef int _release(self, int64_t shard, int64_t slot, int64_t prompt_bytes) except -1:
         cdef int64_t *row = self._load(shard, slot)
         word_store(row + L_INFLIGHT, word_relaxed(row + L_INFLIGHT) - 1)
         word_store(row + L_INFLIGHT_BYTES, word_relaxed(row + L_INFLIGHT_BYTES) - prompt_bytes)
+        return 0
+
+    cdef int64_t _in_flight(self, int64_t slot) except -2:
+        """Over all shards, -1 where the worker is not up."""
+        cdef int64_t shard, sum = 0
+        if not 0 <= slot < self.slots:
+            raise IndexError(f"no worker slot {slot}")
+        if word_load(self.word + self.workers + slot * WORKER_WORDS) != STATUS_UP:
+            return -1
+        for shard in range(self.shards):
+            sum += word_load(self._load(shard, slot) + L_INFLIGHT)
+        return sum if sum > 0 else 0
 
     def total(self, int64_t slot, int64_t word) -> int:
         """One load word of a worker, added up over the shards."""
@@ -197,19 +215,8 @@ cdef class Words:
 
     def survey(self, tuple slots) -> list:
         """For each slot the requests in flight over all shards, or -1 where the worker is not up."""
-        cdef int64_t slot, shard, sum
-        cdef list out = []
-        for slot in slots:
-            if not 0 <= slot < self.slots:
-                raise IndexError(f"no worker slot {slot}")
-            if word_load(self.word + self.workers + slot * WORKER_WORDS) != STATUS_UP:
-                out.append(-1)
-                continue
-            sum = 0
-            for shard in range(self.shards):
-                sum += word_load(self._load(shard, slot) + L_INFLIGHT)
-            out.append(sum if sum > 0 else 0)
-        return out
+        cdef int64_t slot
+        return [self._in_flight(slot) for slot in slots]
 
 
 def die_with_parent(int signal_number):

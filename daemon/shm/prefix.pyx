@@ -74,78 +74,6 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<errno.h>" nogil:
     int EBUSY, ETIMEDOUT
 
-cdef extern from "prefix_hash.h" nogil:
-    ctypedef struct px_key:
-        pass
-    void px_key_init(px_key *key, uint64_t seed)
-    uint64_t px_start(const px_key *key, const unsigned char *salt, size_t size, uint64_t kind)
-    uint64_t px_next_text(const px_key *key, uint64_t previous, const unsigned char *p, size_t size)
-    uint64_t px_next_id(const px_key *key, uint64_t previous, uint64_t id, uint64_t size)
-
-cdef extern from "json_escape.h" nogil:
-    size_t px_unescape(const unsigned char **p, const unsigned char *end, unsigned char *out, size_t room)
-
-cdef extern from "prefix_core.h" nogil:
-    uint32_t PX_NONE
-    uint16_t PX_FREE
-    uint64_t PX_ALL
-    uint64_t px_abort_countdown
-    ctypedef struct px_block:
-        uint64_t hash
-        uint32_t chars, parent, holders
-    ctypedef struct px_holding:
-        uint32_t block, parent, next, children, pins
-        uint16_t slot
-        uint64_t stamp
-    ctypedef struct px_pin:
-        pass
-    ctypedef struct px_slot:
-        uint64_t chars, blocks, pinned, pins, capacity, forgetting, evicted
-        uint32_t cold, hot
-    ctypedef struct px_header:
-        uint64_t magic, version, size, block_bytes, seed, slots
-        uint64_t block_count, holding_count, pin_count, table_size, holding_buckets
-        uint64_t off_slots, off_table, off_holding_heads, off_blocks, off_holdings, off_pins
-        uint64_t clock, blocks_used, holdings_used, pins_used
-        uint64_t evictions, memory_evictions, truncations, pin_failures, lock_timeouts, recoveries, resets, dropped_pins
-    ctypedef struct px_index:
-        unsigned char *base
-        px_header *head
-        px_slot *slots
-        uint64_t *table
-        uint32_t *holding_heads
-        px_block *blocks
-        px_holding *holdings
-        px_pin *pins
-        uint64_t table_mask, holding_mask
-        uint32_t expected, far
-    ctypedef struct px_chain_view:
-        const uint64_t *hashes
-        uint64_t n, block_chars, total
-    int px_mutex_init(px_index *ix)
-    int px_try_lock(px_index *ix)
-    int px_wait_lock(px_index *ix, int64_t deadline_us)
-    int px_settle_lock(px_index *ix, int code)
-    int px_unlock(px_index *ix)
-    void px_clear(px_index *ix)
-    uint32_t px_find_block(px_index *ix, uint64_t hash)
-    uint32_t px_find_holding(px_index *ix, uint32_t block, uint32_t slot)
-    uint64_t px_match(px_index *ix, const px_chain_view *chain, uint64_t *out)
-    uint64_t px_insert(px_index *ix, uint32_t slot, const px_chain_view *chain, int may_exceed, uint32_t *deepest)
-    uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path)
-    int px_unpin(px_index *ix, uint64_t token)
-    void px_renew(px_index *ix, uint32_t holding)
-    void px_settle(px_index *ix, uint32_t slot)
-    uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t *cursor, uint64_t most)
-    uint64_t px_shrink(px_index *ix, uint32_t slot, uint64_t to_chars, uint64_t most, uint32_t keep)
-    uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, uint64_t most, uint32_t keep)
-    void px_forget_begin(px_index *ix, uint32_t slot)
-    int px_forget_slice(px_index *ix, uint32_t slot, uint64_t most)
-    uint32_t px_add(px_index *ix, uint32_t slot, uint32_t parent, uint64_t hash, uint32_t chars, uint32_t block)
-
-cdef extern from "prefix_check.h" nogil:
-    int px_check(px_index *ix, char *text, size_t size)
-
 cdef enum:
     KIND_TEXT = 0
     KIND_IDS = 1
@@ -171,12 +99,6 @@ cdef class HashChain:
     Made by `RawIndex.chain()`, whose seed and block size it uses. `len()` is the number of blocks.
     """
 
-    cdef px_key key
-    cdef uint64_t *hashes
-    cdef uint64_t n, room, block_bytes, previous, filled
-    cdef readonly uint64_t block_chars, total_chars
-    cdef unsigned char *partial
-
     def __cinit__(self, uint64_t seed, uint64_t block_bytes):
         px_key_init(&self.key, seed)
         self.block_bytes = self.block_chars = block_bytes
@@ -191,7 +113,7 @@ cdef class HashChain:
     def __len__(self):
         return self.n
 
-    cdef inline void describe(self, px_chain_view *whole) noexcept:
+    cdef void describe(self, px_chain_view *whole) noexcept:
         whole.hashes, whole.n = self.hashes, self.n
         whole.block_chars, whole.total = self.block_chars, self.total_chars
 
@@ -362,6 +284,10 @@ cdef class HashChain:
         return self
 
     def head(self, uint64_t chars) -> int:
+        """The hash of the first `chars` characters, in whole blocks, at least one; 0 for an empty prompt."""
+        return self._head(chars)
+
+    cdef uint64_t _head(self, uint64_t chars) noexcept:
         """The hash of the first `chars` characters, in whole blocks, at least one: who shares it shares that much.
 
         0 for an empty prompt.
@@ -381,14 +307,6 @@ cdef class RawIndex:
     `buffer`: writable, of the layout's size. With `layout` (a PrefixLayout), `seed` and `block_bytes` it is made anew,
     else it must be an index of this version: ValueError says what it is not.
     """
-
-    cdef Py_buffer view
-    cdef px_index ix
-    cdef bint attached
-    cdef bint held
-    cdef uint32_t *path
-    cdef uint64_t path_room
-    cdef list deferred
 
     def __cinit__(self, buffer, layout=None, uint64_t seed=0, uint64_t block_bytes=512):
         cdef int code
@@ -453,7 +371,7 @@ cdef class RawIndex:
         if self.attached:
             PyBuffer_Release(&self.view)
 
-    cdef inline int _slot(self, int64_t slot) except -1:
+    cdef int _slot(self, int64_t slot) except -1:
         if not 0 <= slot < <int64_t> self.ix.head.slots:
             raise IndexError(f"no worker slot {slot}")
         return 0
@@ -478,10 +396,10 @@ cdef class RawIndex:
             self.deferred.clear()
         return 1
 
-    cdef inline int _enter(self, int64_t deadline_us=2000) except -1:
+    cdef int _enter(self, int64_t deadline_us=2000) except -1:
         return 1 if self.held else self._acquire(deadline_us)
 
-    cdef inline void _leave(self) noexcept:
+    cdef void _leave(self) noexcept:
         if not self.held:
             px_unlock(&self.ix)
 
@@ -571,13 +489,16 @@ cdef class RawIndex:
         requests in flight may take a worker above its capacity, as an engine's queue does; else what does
         not fit is left out.
         """
+        if not 0 <= shard <= 0xFFFF:
+            raise IndexError(f"no shard {shard}")
+        return self._pin(slot, chain, shard, may_exceed)
+
+    cdef uint64_t _pin(self, int64_t slot, HashChain chain, int64_t shard, bint may_exceed) except? 1:
         cdef px_chain_view whole
         cdef uint32_t deepest
         cdef uint64_t token = 0
         cdef void *grown
         self._slot(slot)
-        if not 0 <= shard <= 0xFFFF:
-            raise IndexError(f"no shard {shard}")
         if chain.n > self.path_room:
             grown = PyMem_Realloc(self.path, chain.n * sizeof(uint32_t))
             if grown == NULL:
@@ -594,8 +515,25 @@ cdef class RawIndex:
         self._leave()
         return token
 
+    cdef void _match_into(self, HashChain chain, uint64_t *out) noexcept:
+        """The mutex is held."""
+        cdef px_chain_view whole
+        chain.describe(&whole)
+        px_match(&self.ix, &whole, out)
+
+    cdef void _insert_into(self, int64_t slot, HashChain chain) noexcept:
+        """The mutex is held, the slot is one of ours."""
+        cdef px_chain_view whole
+        cdef uint32_t deepest
+        chain.describe(&whole)
+        px_insert(&self.ix, <uint32_t> slot, &whole, False, &deepest)
+        px_settle(&self.ix, <uint32_t> slot)
+
     def unpin(self, uint64_t token):
         """Renews the blocks and lets them go. False for a void token; None when it is put off for want of the lock."""
+        return self._unpin(token)
+
+    cdef object _unpin(self, uint64_t token):
         cdef int done
         if not token:
             return False

@@ -1,0 +1,62 @@
+from typing import Any
+
+from pointsman.config.snapshot import WorkerSpec
+from pointsman.daemon.shm.bookings import Bookings
+from pointsman.daemon.shm.native import Words
+from pointsman.daemon.shm.prefix import HashChain, RawIndex
+
+UNLOCKED: int
+
+class Booked:
+    worker: WorkerSpec
+    slot: int
+    prompt_bytes: int
+    prompt_tokens: int
+    is_blind: bool
+    number: int
+    reason: int
+    matched_chars: int
+    cached_tokens: int
+    pin: int
+    group: int
+    user_key: int
+    predicted_s: float
+    explanation: Any
+    def __init__(
+        self, worker: WorkerSpec, slot: int, prompt_bytes: int, prompt_tokens: int, is_blind: bool
+    ) -> None: ...
+
+class Chooser:
+    late: list[tuple[int, float, int]]
+    def __init__(
+        self,
+        words: Words,
+        bookings: Bookings,
+        index: RawIndex,
+        chain: HashChain,
+        shard: int,
+        ghost: int,
+        gauges: int,
+        group_chars: int,
+    ) -> None: ...
+    def lock(self, now: float) -> bool: ...
+    def lock_index(self) -> bool: ...
+    def choose(
+        self,
+        slots: tuple[int, ...],
+        workers: tuple[WorkerSpec, ...],
+        prompt_bytes: int,
+        prompt_tokens: int,
+        is_blind: bool,
+        now: float,
+        theta: float,
+        theta_gain: float,
+        gamma: float,
+        kappa_s: float,
+        draw: float,
+    ) -> Booked | bool | None: ...
+    def book(self, booked: Booked, now: float, has_index: bool) -> None: ...
+    def first_token(self, booked: Booked, now: float) -> None: ...
+    def finish(self, booked: Booked, now: float, output_tokens: int) -> None: ...
+    def settle(self, now: float) -> None: ...
+    def answered(self, booked: Booked, first_byte_us: int, prompt_tokens: int, cached_tokens: int) -> None: ...

@@ -1,0 +1,258 @@
+"""Choose and book in one native step, for the policy that most requests go by; booking and its end for all of them.
+
+The steps are those of routing.live over words, bookings and index, in the same order and under the same two mutexes:
+routing mutex, then the index'. A mutex that is not to be had in time is answered by a way that does without it; the
+counters in the segment tell how often. Every row that is written here has this process as its one writer, or belongs
+to the routing mutex.
+"""
+from libc.stdint cimport int64_t, uint64_t
+
+from pointsman.daemon.shm.bookings cimport MAX_CANDIDATES, Bookings, Picked
+from pointsman.daemon.shm.native cimport Words
+from pointsman.daemon.shm.prefix cimport HashChain, RawIndex
+
+from pointsman.daemon.shm import layout as _layout
+
+cdef enum:
+    NOTHING_BOOKED = -1
+    DEADLINE_US = 2000
+
+UNLOCKED = -1
+"""`Booked.reason` of a pick without the routing state."""
+
+cdef int64_t H_LOCK_RECOVERIES = _layout.H_LOCK_RECOVERIES
+cdef int64_t L_PROMPT_TOKENS = _layout.L_PROMPT_TOKENS
+cdef int64_t L_BELIEVED_TOKENS = _layout.L_BELIEVED_TOKENS
+cdef int64_t L_USAGE_PROMPT_TOKENS = _layout.L_USAGE_PROMPT_TOKENS
+cdef int64_t L_USAGE_CACHED_TOKENS = _layout.L_USAGE_CACHED_TOKENS
+cdef int64_t L_PREDICTIONS = _layout.L_PREDICTIONS
+cdef int64_t L_PREDICTED_US = _layout.L_PREDICTED_US
+cdef int64_t L_REAL_US = _layout.L_REAL_US
+cdef int64_t L_ERROR_US = _layout.L_ERROR_US
+cdef int64_t L_REASONS = _layout.L_REASONS
+cdef int64_t LOAD_WORDS = _layout.LOAD_WORDS
+cdef int64_t G_CACHE_HITS = _layout.G_CACHE_HITS
+cdef int64_t G_CACHE_MISSES = _layout.G_CACHE_MISSES
+cdef int64_t G_UNBOOKED = _layout.G_UNBOOKED
+cdef int64_t G_UNINDEXED = _layout.G_UNINDEXED
+cdef double CHARS_PER_TOKEN = 4.0
+
+
+cdef class Booked:
+    """What one pick charged. `reason`: a position in routing.picking.REASONS, or UNLOCKED."""
+
+    cdef readonly object worker
+    cdef readonly int64_t slot, prompt_bytes, prompt_tokens
+    cdef readonly bint is_blind
+    cdef public int64_t number, reason, matched_chars, cached_tokens
+    cdef public uint64_t pin, group, user_key
+    cdef public double predicted_s
+    cdef public object explanation
+
+    def __init__(self, worker, int64_t slot, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind):
+        self.worker = worker
+        self.slot = slot
+        self.prompt_bytes = prompt_bytes
+        self.prompt_tokens = prompt_tokens
+        self.is_blind = is_blind
+        self.number = NOTHING_BOOKED
+        self.reason = -1
+
+
+cdef class Chooser:
+    """One shard's. `chain` holds the prompt of the request that is chosen for; `group_chars`: see `Booked.group`."""
+
+    cdef Words words
+    cdef Bookings bookings
+    cdef RawIndex index
+    cdef HashChain chain
+    cdef object matched_array, pinned_array
+    cdef uint64_t *matched
+    cdef uint64_t *pinned
+    cdef int64_t shard, ghost, gauges, slots
+    cdef uint64_t group_chars
+    cdef readonly list late
+    """(number, moment, output tokens) of bookings that ended while the mutex was not to be had"""
+
+    def __init__(
+        self, Words words not None, Bookings bookings not None, RawIndex index not None, HashChain chain not None,
+        int64_t shard, int64_t ghost, int64_t gauges, uint64_t group_chars,
+    ):
+        if not bookings.is_lent:
+            raise ValueError("the booking table has no buffers for matches and pins")
+        self.words, self.bookings, self.index, self.chain = words, bookings, index, chain
+        self.matched = <uint64_t *> bookings.matched.buf
+        self.pinned = <uint64_t *> bookings.pinned.buf
+        self.shard, self.ghost, self.gauges, self.group_chars = shard, ghost, gauges, group_chars
+        self.slots = index.ix.head.slots
+        if ghost >= self.slots or bookings.matched.len < 8 * self.slots:
+            raise ValueError("index and booking table do not fit each other")
+        self.late = []
+
+    # --- locking
+
+    def lock(self, double now) -> bool:
+        """The routing mutex, with the booking table in order. False: decide without it."""
+        return self._lock(now)
+
+    cdef bint _lock(self, double now) except -1:
+        cdef list late
+        if not self.words._lock(DEADLINE_US):
+            return False
+        try:
+            self.bookings.recover(self.words.word[H_LOCK_RECOVERIES], now)
+            if self.late:
+                late, self.late = self.late, []
+                for number, moment, output_tokens in late:
+                    self.bookings.finish(number, moment, output_tokens)
+        except BaseException:
+            self.words._unlock()
+            raise
+        return True
+
+    def lock_index(self) -> bool:
+        """The index' mutex; without it nobody matches anything."""
+        return self._lock_index()
+
+    cdef bint _lock_index(self) except -1:
+        cdef int64_t slot
+        if self.index._acquire(DEADLINE_US):
+            self.index.held = True
+            return True
+        for slot in range(self.slots):
+            self.matched[slot] = self.pinned[slot] = 0
+        self._count(G_UNINDEXED)
+        return False
+
+    cdef void _count(self, int64_t gauge) noexcept:
+        self.words.word[self.gauges + gauge] += 1
+
+    # --- choosing
+
+    def choose(
+        self, tuple slots, tuple workers, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind, double now,
+        double theta, double theta_gain, double gamma, double kappa_s, double draw,
+    ):
+        """By expected_cost among the `slots` that are up, `workers` in parallel; see Bookings.choose.
+
+        Returns the Booked; None when none is up, False when the routing mutex is not to be had.
+        """
+        cdef int64_t candidates[MAX_CANDIDATES]
+        cdef int64_t place[MAX_CANDIDATES]
+        cdef int64_t i, n = 0, slot
+        cdef Picked picked
+        cdef Booked booked
+        cdef bint has_index = False
+        if len(slots) > MAX_CANDIDATES or len(workers) != len(slots):
+            raise ValueError("too many candidates, or as many workers as slots are needed")
+        if not self._lock(now):
+            return False
+        try:
+            for i in range(len(slots)):
+                slot = slots[i]
+                if self.words._in_flight(slot) >= 0:
+                    candidates[n], place[n] = slot, i
+                    n += 1
+            if n == 0:
+                return None
+            has_index = self._lock_index()
+            if has_index:
+                self.index._match_into(self.chain, self.matched)
+                for i in range(n):
+                    self.pinned[candidates[i]] = self.index.ix.slots[candidates[i]].pinned
+            self.bookings._pick(
+                candidates, n, prompt_tokens, self.chain.total_chars, now, theta, theta_gain, gamma, kappa_s, draw,
+                &picked,
+            )
+            slot = candidates[picked.place]
+            booked = Booked(workers[place[picked.place]], slot, prompt_bytes, prompt_tokens, is_blind)
+            booked.reason = picked.reason
+            booked.matched_chars = self.matched[slot]
+            booked.cached_tokens = picked.cached
+            booked.predicted_s = picked.wait_s + picked.prefill_s
+            self._book(booked, now, has_index)
+            return booked
+        finally:
+            if has_index:
+                self.index.unlock()
+            self.words._unlock()
+
+    def book(self, Booked booked not None, double now, bint has_index):
+        """Everything that a pick charges. The routing mutex is held, with `has_index` the index' too."""
+        self._book(booked, now, has_index)
+
+    cdef int _book(self, Booked booked, double now, bint has_index) except -1:
+        cdef int64_t slot = booked.slot
+        cdef int64_t *row = self.words._load(self.shard, slot)
+        cdef int64_t capacity
+        self.words._book(self.shard, slot, booked.prompt_bytes)
+        booked.number = self.bookings.book(
+            self.shard, slot, now, booked.prompt_tokens - booked.cached_tokens, booked.cached_tokens,
+            <int64_t> (<int64_t> self.bookings.output_mean * CHARS_PER_TOKEN), booked.is_blind,
+        )
+        if booked.number < 0:
+            self._count(G_UNBOOKED)
+        if has_index:
+            capacity = self.bookings._reserved_fit(slot)
+            if capacity:
+                self.index.ix.slots[slot].capacity = capacity
+            if self.chain.n:
+                booked.group = self.chain._head(self.group_chars)
+                booked.pin = self.index._pin(slot, self.chain, self.shard, True)
+                self.index._insert_into(self.ghost, self.chain)
+        row[L_PROMPT_TOKENS] += booked.prompt_tokens
+        row[L_BELIEVED_TOKENS] += booked.cached_tokens
+        if 0 <= booked.reason < LOAD_WORDS - L_REASONS:
+            row[L_REASONS + booked.reason] += 1
+        self._count(G_CACHE_HITS if booked.matched_chars else G_CACHE_MISSES)
+        return 0
+
+    # --- what became of it
+
+    def first_token(self, Booked booked not None, double now):
+        """The first data of a streamed answer came. Without the mutex the booking waits in line for its end."""
+        if booked.number < 0 or booked.is_blind or not self._lock(now):
+            return
+        try:
+            self.bookings.first_token(booked.number, now)
+        finally:
+            self.words._unlock()
+
+    def finish(self, Booked booked not None, double now, int64_t output_tokens):
+        """The request is over, once for everything that was booked; -1 tokens: it failed or was cancelled."""
+        cdef int64_t number = booked.number, capacity
+        self.words._release(self.shard, booked.slot, booked.prompt_bytes)
+        booked.number = NOTHING_BOOKED
+        if number >= 0:
+            if not self._lock(now):
+                self.late.append((number, now, output_tokens))
+            else:
+                try:
+                    self.bookings.finish(number, now, output_tokens)
+                finally:
+                    self.words._unlock()
+                capacity = self.bookings._reserved_fit(booked.slot)
+                if capacity:
+                    self.index.ix.slots[booked.slot].capacity = capacity
+        if booked.pin:
+            self.index._unpin(booked.pin)
+            booked.pin = 0
+
+    def settle(self, double now):
+        """From time to time: end what could not be ended, though no request may come to do it."""
+        if self.late and self._lock(now):
+            self.words._unlock()
+
+    def answered(self, Booked booked not None, int64_t first_byte_us, int64_t prompt_tokens, int64_t cached_tokens):
+        """How the prediction came true: -1 where nobody saw the first byte, or the engine did not tell its tokens."""
+        cdef int64_t *row = self.words._load(self.shard, booked.slot)
+        cdef int64_t predicted_us
+        if first_byte_us >= 0 and booked.reason >= 0:
+            predicted_us = <int64_t> (booked.predicted_s * 1e6)
+            row[L_PREDICTIONS] += 1
+            row[L_PREDICTED_US] += predicted_us
+            row[L_REAL_US] += first_byte_us
+            row[L_ERROR_US] += abs(predicted_us - first_byte_us)
+        if prompt_tokens >= 0 and cached_tokens >= 0:
+            row[L_USAGE_PROMPT_TOKENS] += prompt_tokens
+            row[L_USAGE_CACHED_TOKENS] += cached_tokens

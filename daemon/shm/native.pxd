@@ -1,0 +1,19 @@
+from libc.stdint cimport int64_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef class Words:
+    cdef Py_buffer view
+    cdef int64_t *word
+    cdef pthread_mutex_t *mutex
+    cdef int64_t shards, slots, loads, workers
+    cdef bint attached
+
+    cdef int64_t *_load(self, int64_t shard, int64_t slot) except NULL
+    cdef bint _lock(self, int64_t deadline_us) except -1
+    cdef int _unlock(self) except -1
+    cdef int _book(self, int64_t shard, int64_t slot, int64_t prompt_bytes) except -1
+    cdef int _release(self, int64_t shard, int64_t slot, int64_t prompt_bytes) except -1
+    cdef int64_t _in_flight(self, int64_t slot) except -2
