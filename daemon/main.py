@@ -18,6 +18,7 @@ COMMANDS = {
     "status": "show what the running gateway does",
     "workers": "list, add and remove workers",
     "reload": "read the live files again",
+    "record": "write the live traffic as a trace",
     "replay": "try policies on a recorded trace",
 }
 

@@ -6,7 +6,7 @@ import argparse
 import http.client
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,19 @@ class AdminClient:
             raise _refused(answer)
         return answer
 
+    def lines(self, method: str, path: str, body: object = None) -> Iterator[bytes]:
+        """Of an answer that goes on, as they come. Raises Refused, and Unreachable also when it breaks off."""
+        endpoint, connection = self._connect()
+        try:
+            response = _send(endpoint, connection, method, path, body)
+            if response.status >= 400:
+                raise _refused(_read(endpoint, response))
+            yield from iter(response.readline, b"")
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"{endpoint.address} broke off: {_reason(error)}") from None
+        finally:
+            connection.close()
+
     def _connect(self) -> tuple[Endpoint, http.client.HTTPConnection]:
         tried: list[str] = []
         for endpoint in self._endpoints:
@@ -72,21 +85,31 @@ class AdminClient:
 def _exchange(
     endpoint: Endpoint, connection: http.client.HTTPConnection, method: str, path: str, body: object
 ) -> Answer:
+    try:
+        return _read(endpoint, _send(endpoint, connection, method, path, body))
+    except TimeoutError:
+        raise Unreachable(f"{endpoint.address} did not answer within {ANSWER_TIMEOUT_S:g} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(f"{endpoint.address} broke off: {_reason(error)}") from None
+
+
+def _send(
+    endpoint: Endpoint, connection: http.client.HTTPConnection, method: str, path: str, body: object
+) -> http.client.HTTPResponse:
     headers = {"Accept": "application/json"}
     if body is not None:
         headers["Content-Type"] = "application/json"
     if endpoint.token:
         headers["Authorization"] = f"Bearer {endpoint.token}"
+    connection.request(method, endpoint.prefix + path, None if body is None else json.dumps(body), headers)
+    return connection.getresponse()
+
+
+def _read(endpoint: Endpoint, response: http.client.HTTPResponse) -> Answer:
     try:
-        connection.request(method, endpoint.prefix + path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
         value = json.loads(response.read(MAX_ANSWER_BYTES))
         if not isinstance(value, dict):
             raise ValueError("not an object")  # noqa: TRY004
-    except TimeoutError:
-        raise Unreachable(f"{endpoint.address} did not answer within {ANSWER_TIMEOUT_S:g} s") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"{endpoint.address} broke off: {_reason(error)}") from None
     except ValueError:
         raise Unreachable(f"what answers at {endpoint.address} is not pointsman's admin API") from None
     return Answer(response.status, value)
