@@ -17,7 +17,6 @@ from pointsman.daemon.relay.upstream import UpstreamPools
 from pointsman.daemon.routing.live import LiveRouter
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
-from pointsman.daemon.shm.decisions import DecisionLog
 from pointsman.daemon.shm.explanations import ExplanationLog
 from pointsman.daemon.shm.recording import RecordingLog
 from pointsman.daemon.shm.routing_state import RoutingState
@@ -45,7 +44,6 @@ class ShardContext:
         self.loop = loop
         self.now: Callable[[], float] = time.monotonic
         self.router = LiveRouter(state, shard, Random())
-        self.decisions = DecisionLog(segment, shard)
         self.explanations = ExplanationLog(segment, shard)
         self.recording = RecordingLog(segment, shard)
         self._gauges = segment.layout.gauge(shard, 0)

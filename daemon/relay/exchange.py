@@ -40,7 +40,7 @@ from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import Booked
-from pointsman.daemon.shm.decisions import UNKNOWN, key_of
+from pointsman.daemon.shm.decisions import UNKNOWN
 from pointsman.daemon.shm.recording import Taken
 
 if TYPE_CHECKING:
@@ -487,25 +487,17 @@ class Exchange:
         first_byte_us = UNKNOWN
         if self.first_byte_at and head is not None and head.is_event_stream and status == 200:
             first_byte_us = int((self.first_byte_at - started) * 1e6)
-        prompt_tokens = UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens
-        cached_tokens = UNKNOWN if usage.cached_tokens is None else usage.cached_tokens
-        context.router.answered(decision, first_byte_us, prompt_tokens, cached_tokens)
-        ended_us, request_key = context.wall_us(now), key_of(self.request.request_id)
-        context.decisions.note(
-            ended_us,
-            decision.slot,
+        ended_us = context.wall_us(now)
+        request_key = context.router.note(
+            decision,
+            self.request.request_id,
             context.upstreams.of(decision.worker).key,
-            decision.reason,
-            decision.prompt_tokens,
-            decision.cached_tokens,
-            int(decision.predicted_s * 1e6),
-            decision.group,
-            request_key,
+            ended_us,
             first_byte_us,
             int((now - started) * 1e6),
             UNKNOWN if usage.output_tokens is None else usage.output_tokens,
-            prompt_tokens,
-            cached_tokens,
+            UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens,
+            UNKNOWN if usage.cached_tokens is None else usage.cached_tokens,
             status,
         )
         if decision.explanation is not None:
@@ -532,7 +524,7 @@ class Exchange:
             orjson.dumps(self.features.model),
             b"true" if self.features.is_stream else b"false",
             orjson.dumps(plan.profile) if plan else b'""',
-            orjson.dumps(self._policy())[1:-1],
+            orjson.dumps(self.asked_strategy)[1:-1] if self.asked_strategy else plan.policy_text if plan else b"",
             self.table.generation,
             orjson.dumps(worker.url) if worker else b'""',
         )

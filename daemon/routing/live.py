@@ -60,11 +60,19 @@ class LiveRouter:
         self._fleet_of: RoutingTable | None = None
         self._gauges = state.segment.layout.gauge(max(shard, 0), 0)
         self._chooser = Chooser(
-            state.words, state.bookings, state.index, self._chain, shard, state.ghost, self._gauges, GROUP_CHARS
+            state.words,
+            state.bookings,
+            state.index,
+            self._chain,
+            shard,
+            state.ghost,
+            self._gauges,
+            state.segment.layout.decision_ring(max(shard, 0)),
+            GROUP_CHARS,
         )
         self.first_token = self._chooser.first_token
         self.settle = self._chooser.settle
-        self.answered = self._chooser.answered
+        self.note = self._chooser.note
 
     # --- the prompt
 

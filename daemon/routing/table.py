@@ -9,6 +9,8 @@ from re import Pattern
 from re import compile as compile_pattern
 from typing import Any
 
+import orjson
+
 from pointsman.config.snapshot import MAX_TOKENS, Profile, Snapshot, WorkerSpec
 from pointsman.daemon.errors import RequestError, no_worker
 from pointsman.daemon.routing.auto_profile import Hints, pick_profile
@@ -58,6 +60,8 @@ class Plan:
 
     answer_lines: bytes = b""
     """header lines that tell the client its profile and strategy"""
+    policy_text: bytes = b""
+    """the policy's name as it stands in a JSON string"""
 
     @property
     def policy(self) -> str:
@@ -177,6 +181,7 @@ class RoutingTable:
             profile.prompt_tokens_max,
             policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None,
             _answer_lines(profile.name, selection.strategy),
+            orjson.dumps(selection.strategy)[1:-1],
         )
 
     def pool_for(self, model: str) -> Pool | None:

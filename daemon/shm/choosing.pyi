@@ -37,6 +37,7 @@ class Chooser:
         shard: int,
         ghost: int,
         gauges: int,
+        ring: int,
         group_chars: int,
     ) -> None: ...
     def lock(self, now: float) -> bool: ...
@@ -59,4 +60,16 @@ class Chooser:
     def first_token(self, booked: Booked, now: float) -> None: ...
     def finish(self, booked: Booked, now: float, output_tokens: int) -> None: ...
     def settle(self, now: float) -> None: ...
-    def answered(self, booked: Booked, first_byte_us: int, prompt_tokens: int, cached_tokens: int) -> None: ...
+    def note(
+        self,
+        booked: Booked,
+        request_id: bytes,
+        worker_key: int,
+        ended_us: int,
+        first_byte_us: int,
+        total_us: int,
+        output_tokens: int,
+        prompt_tokens: int,
+        cached_tokens: int,
+        status: int,
+    ) -> int: ...

@@ -8,10 +8,16 @@ to the routing mutex.
 from libc.stdint cimport int64_t, uint64_t
 
 from pointsman.daemon.shm.bookings cimport MAX_CANDIDATES, Bookings, Picked
-from pointsman.daemon.shm.native cimport Words
+from pointsman.daemon.shm.native cimport Words, hash_bytes
 from pointsman.daemon.shm.prefix cimport HashChain, RawIndex
 
 from pointsman.daemon.shm import layout as _layout
+
+cdef extern from *:
+    """
+    #define store(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
+    """
+    void store(int64_t *p, int64_t v) nogil
 
 cdef enum:
     NOTHING_BOOKED = -1
@@ -35,7 +41,12 @@ cdef int64_t G_CACHE_HITS = _layout.G_CACHE_HITS
 cdef int64_t G_CACHE_MISSES = _layout.G_CACHE_MISSES
 cdef int64_t G_UNBOOKED = _layout.G_UNBOOKED
 cdef int64_t G_UNINDEXED = _layout.G_UNINDEXED
+cdef int64_t DECISIONS = _layout.DECISIONS
+cdef int64_t DECISION_WORDS = _layout.DECISION_WORDS
 cdef double CHARS_PER_TOKEN = 4.0
+
+if DECISION_WORDS != 16:
+    raise ImportError("layout.py and choosing.pyx do not agree on the record of a decision")
 
 
 cdef class Booked:
@@ -69,21 +80,21 @@ cdef class Chooser:
     cdef object matched_array, pinned_array
     cdef uint64_t *matched
     cdef uint64_t *pinned
-    cdef int64_t shard, ghost, gauges, slots
+    cdef int64_t shard, ghost, gauges, ring, slots
     cdef uint64_t group_chars
     cdef readonly list late
     """(number, moment, output tokens) of bookings that ended while the mutex was not to be had"""
 
     def __init__(
         self, Words words not None, Bookings bookings not None, RawIndex index not None, HashChain chain not None,
-        int64_t shard, int64_t ghost, int64_t gauges, uint64_t group_chars,
+        int64_t shard, int64_t ghost, int64_t gauges, int64_t ring, uint64_t group_chars,
     ):
         if not bookings.is_lent:
             raise ValueError("the booking table has no buffers for matches and pins")
         self.words, self.bookings, self.index, self.chain = words, bookings, index, chain
         self.matched = <uint64_t *> bookings.matched.buf
         self.pinned = <uint64_t *> bookings.pinned.buf
-        self.shard, self.ghost, self.gauges, self.group_chars = shard, ghost, gauges, group_chars
+        self.shard, self.ghost, self.gauges, self.ring, self.group_chars = shard, ghost, gauges, ring, group_chars
         self.slots = index.ix.head.slots
         if ghost >= self.slots or bookings.matched.len < 8 * self.slots:
             raise ValueError("index and booking table do not fit each other")
@@ -243,12 +254,23 @@ cdef class Chooser:
         if self.late and self._lock(now):
             self.words._unlock()
 
-    def answered(self, Booked booked not None, int64_t first_byte_us, int64_t prompt_tokens, int64_t cached_tokens):
-        """How the prediction came true: -1 where nobody saw the first byte, or the engine did not tell its tokens."""
+    def note(
+        self, Booked booked not None, bytes request_id not None, int64_t worker_key, int64_t ended_us,
+        int64_t first_byte_us, int64_t total_us, int64_t output_tokens, int64_t prompt_tokens, int64_t cached_tokens,
+        int64_t status,
+    ):
+        """How it came true, for the counters and the ring (shm.decisions has the record): -1 where nobody knows.
+
+        `worker_key`: of the worker's id; times in microseconds, `ended_us` since 1970; the tokens are the engine's.
+        Returns the key of the request id.
+        """
         cdef int64_t *row = self.words._load(self.shard, booked.slot)
-        cdef int64_t predicted_us
+        cdef int64_t predicted_us = <int64_t> (booked.predicted_s * 1e6)
+        cdef int64_t *head = self.words.word + self.ring
+        cdef int64_t number = head[0] + 1
+        cdef int64_t *record = head + 8 + (number % DECISIONS) * DECISION_WORDS
+        cdef int64_t key = hash_bytes(<const unsigned char *> <char *> request_id, len(request_id))
         if first_byte_us >= 0 and booked.reason >= 0:
-            predicted_us = <int64_t> (booked.predicted_s * 1e6)
             row[L_PREDICTIONS] += 1
             row[L_PREDICTED_US] += predicted_us
             row[L_REAL_US] += first_byte_us
@@ -256,3 +278,11 @@ cdef class Chooser:
         if prompt_tokens >= 0 and cached_tokens >= 0:
             row[L_USAGE_PROMPT_TOKENS] += prompt_tokens
             row[L_USAGE_CACHED_TOKENS] += cached_tokens
+        store(record, 0)
+        record[1], record[2], record[3], record[4] = ended_us, booked.slot, worker_key, booked.reason
+        record[5], record[6], record[7] = booked.prompt_tokens, booked.cached_tokens, predicted_us
+        record[8], record[9], record[10], record[11] = <int64_t> booked.group, key, first_byte_us, total_us
+        record[12], record[13], record[14], record[15] = output_tokens, prompt_tokens, cached_tokens, status
+        store(record, number)
+        store(head, number)
+        return key

@@ -1,8 +1,10 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
+
+cdef uint64_t hash_bytes(const unsigned char *p, Py_ssize_t size) noexcept nogil
 
 cdef class Words:
     cdef Py_buffer view

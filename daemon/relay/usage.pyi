@@ -1,0 +1,11 @@
+TOKENS: bytes
+CARRY_BYTES: int
+
+class Usage:
+    output_tokens: int | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+
+NO_USAGE: Usage
+
+def read_usage(data: bytes) -> Usage: ...

@@ -1,0 +1,76 @@
+"""The token counts that pass by in an answer: OpenAI's and SGLang's names, and those of Messages and Responses.
+
+Looked for in the bytes, without a parser: a count is a key that ends in `_tokens` and a number behind it. Text that a
+model writes cannot be taken for one, since its quotes are escaped inside a JSON string.
+"""
+from libc.string cimport memcmp
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <string.h>
+    """
+    void *memmem(const void *haystack, size_t n, const void *needle, size_t m) nogil
+
+TOKENS = b'_tokens"'
+"""In every piece of an answer that holds a count."""
+CARRY_BYTES = 1024
+"""Of a piece that was read before: a usage object that was cut in two is in this much and the next piece."""
+
+cdef enum:
+    NEEDLE = 8
+    MOST_DIGITS = 9
+
+
+cdef class Usage:
+    """None where the engine does not tell."""
+
+    cdef readonly object output_tokens, prompt_tokens, cached_tokens
+
+    def __repr__(self):
+        return f"Usage({self.output_tokens}, {self.prompt_tokens}, {self.cached_tokens})"
+
+
+NO_USAGE = Usage()
+
+
+cdef inline bint _is(const char *end, size_t room, const char *name, size_t size) noexcept:
+    """Whether what ends before `_tokens` is `"name`."""
+    return room > size and memcmp(end - size, name, size) == 0 and end[-<ssize_t> size - 1] == c'"'
+
+
+def read_usage(bytes data not None) -> Usage:
+    """From the last piece of an answer that holds counts; of several the last ones stand."""
+    cdef const char *start = <const char *> data
+    cdef const char *end = start + len(data)
+    cdef const char *at = start
+    cdef const char *p
+    cdef size_t room
+    cdef long value
+    cdef int digits
+    cdef Usage found
+    if at == end:
+        return NO_USAGE
+    found = Usage()
+    while True:
+        at = <const char *> memmem(at, end - at, b'_tokens"', NEEDLE)
+        if at == NULL:
+            return found
+        p, room = at + NEEDLE, at - start
+        while p < end and (p[0] == c' ' or p[0] == c':'):
+            p += 1
+        value, digits = 0, 0
+        while p < end and digits < MOST_DIGITS and c'0' <= p[0] <= c'9':
+            value = value * 10 + p[0] - c'0'
+            digits += 1
+            p += 1
+        if digits:
+            if _is(at, room, b"completion", 10) or _is(at, room, b"output", 6):
+                found.output_tokens = value
+            elif _is(at, room, b"prompt", 6) or _is(at, room, b"input", 5):
+                found.prompt_tokens = value
+            elif _is(at, room, b"cached", 6) or _is(at, room, b"cache_read_input", 16):
+                found.cached_tokens = value
+        at += NEEDLE
