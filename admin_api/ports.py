@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from pointsman.config.snapshot import MAX_TOKENS
+
 Role = Literal["regular", "prefill", "decode"]
 WorkerStatus = Literal["pending", "ready", "not_ready", "draining"]
 Source = Literal["api", "file", "flag"]
@@ -27,6 +29,11 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     labels: dict[str, str] = {}
     api_key: str | None = None
+    prompt_tokens_min: int = 0
+    prompt_tokens_max: int = MAX_TOKENS
+    """The prompt lengths that it takes, both ends included."""
+    kv_tokens: int | None = None
+    """KV capacity; None = as the engine tells."""
 
 
 class WorkerPatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +43,9 @@ class WorkerPatch(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     api_key: str | msgspec.UnsetType | None = msgspec.UNSET
+    prompt_tokens_min: int | msgspec.UnsetType = msgspec.UNSET
+    prompt_tokens_max: int | msgspec.UnsetType = msgspec.UNSET
+    kv_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +58,10 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
     weight: float
     labels: dict[str, str]
+    prompt_tokens_min: int
+    prompt_tokens_max: int
+    kv_tokens: int | None
+    """As declared, not as the engine tells."""
     has_api_key: bool
     source: Source
     source_path: str | None
@@ -129,6 +143,10 @@ class ControlPort(Protocol):
 
         409 `WORKER_DECLARED_IN_FILE` (names the path) if a file owns it.
         """
+        ...
+
+    async def forget_worker(self, key: str) -> WorkerView:
+        """When it returns, the worker is believed to hold no prompt. 404 `WORKER_NOT_FOUND`."""
         ...
 
     def config(self) -> ConfigView: ...

@@ -23,6 +23,7 @@ class WorkerHandlers:
         one = "/workers/{key:.+}"
         return [
             web.post("/workers", self.add),
+            web.post(f"{one}/forget", self.forget),
             web.get("/workers", self.get_all),
             web.get(one, self.get),
             web.put(one, self.replace),
@@ -65,6 +66,10 @@ class WorkerHandlers:
         _check_same(present, body)
         view = await self._port.patch_worker(present.id, body.to_patch())
         return _accepted(view, f"Worker {view.url} was replaced", body.warnings())
+
+    async def forget(self, request: web.Request) -> web.Response:
+        view = await self._port.forget_worker(_key(request))
+        return answer(views.accepted(view, f"Nothing is believed to be cached at worker {view.url} any more"))
 
     async def remove(self, request: web.Request) -> web.Response:
         view = await self._port.remove_worker(_key(request))

@@ -24,6 +24,7 @@ from pointsman.daemon.control.drain import Drainer
 from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
+from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
 from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, PointsmanError
@@ -34,7 +35,8 @@ from pointsman.daemon.workers.address import rules as address_rules
 from pointsman.daemon.workers.locate import Locator
 from pointsman.daemon.workers.probe import ProbeClient
 from pointsman.daemon.workers.prober import Prober, Surroundings
-from pointsman.daemon.workers.registry import Registry
+from pointsman.daemon.workers.registry import Registry, Worker
+from pointsman.daemon.workers.scraper import Scraper
 from pointsman.daemon.workers.state import WorkerState
 
 PULSE_S = 0.1
@@ -118,10 +120,11 @@ class Control:
         self._registry = registry = Registry(segment.layout.slots, lambda: str(uuid4()), settings.workers_file)
         rules = address_rules(settings.worker_networks, self._own_ports())
         self._locator = locator = Locator(rules, registry.pinned)
-        self._prober = Prober(
-            settings, segment, client, Surroundings(self._background.spawn, locator.resolve, self._publish_found)
-        )
+        scraper = Scraper(segment, client, self._background.spawn, self._engine_restarted)
+        around = Surroundings(self._background.spawn, locator.resolve, self._publish_found)
+        self._prober = Prober(settings, segment, client, around, scraper)
         self._publisher = publisher = Publisher(self._channel, segment, last, self._compile)
+        self._residency = Residency(self._routing, settings, lambda: publisher.current)
         self._drainer = Drainer(self._routing, registry, lambda: publisher.current, self._slot_freed)
         catalog = Catalog(
             segment,
@@ -136,7 +139,7 @@ class Control:
         last_rules = rules_in(last) if last else Rules()
         self._reloader = Reloader(settings, registry, locator, last_rules, catalog.settle, self._reload_soon)
         recorder = Recorder(segment, settings.prefix_block_bytes, lambda: publisher.current.models)
-        return ControlService(settings, segment, catalog, publisher, self._reloader, recorder)
+        return ControlService(settings, segment, catalog, publisher, self._reloader, recorder, self._residency)
 
     def _own_ports(self) -> frozenset[int]:
         names = [sock.getsockname() for sock in self._admin_sockets if sock.family != socket.AF_UNIX]
@@ -159,6 +162,7 @@ class Control:
             await self._prober.ask_all(min(FIRST_PROBES_S, self._settings.health_timeout_s))
         self._is_probing = True
         self._background.keep("slots", self._drainer.run)
+        self._background.keep("prefix index", self._residency.run)
         self._servers = await admin.serve(service, self._settings, self._admin_sockets)
         self._channel.send(Message("ready"))
         log("control_ready", generation=self._publisher.current.generation, workers=len(self._registry.live()))
@@ -206,6 +210,13 @@ class Control:
             await self._publisher.publish()
         except NotPublished:
             return
+
+    def _engine_restarted(self, worker: Worker, reason: str) -> None:
+        async def forget() -> None:
+            held = await self._residency.forget(worker.slot)
+            log("cache_forgotten", worker=worker.url, reason=reason, chars=held)
+
+        self._background.spawn(f"forget {worker.url}", forget())
 
     def _slot_freed(self) -> None:
         if self._reloader.lacks_slots:

@@ -79,7 +79,14 @@ class Catalog:
         worker = self._registry.find(self._key(key))
         before = worker.declared
         self._registry.patch(
-            worker.id, weight=patch.weight, labels=patch.labels, models=patch.models, api_key=patch.api_key
+            worker.id,
+            weight=patch.weight,
+            labels=patch.labels,
+            models=patch.models,
+            api_key=patch.api_key,
+            prompt_tokens_min=patch.prompt_tokens_min,
+            prompt_tokens_max=patch.prompt_tokens_max,
+            kv_tokens=patch.kv_tokens,
         )
         try:
             await self._save()
@@ -92,6 +99,9 @@ class Catalog:
                     labels=before.labels,
                     models=before.models,
                     api_key=before.api_key,
+                    prompt_tokens_min=before.prompt_tokens_min,
+                    prompt_tokens_max=before.prompt_tokens_max,
+                    kv_tokens=before.kv_tokens,
                 )
             raise
         return self.view(worker)
@@ -113,8 +123,12 @@ class Catalog:
         views = [self.view(worker) for worker in workers]
         return [view for view in views if state in (None, view.status) and (model is None or model in view.models)]
 
+    def find(self, key: str) -> Worker:
+        """By id or URL. Raises RequestError 404."""
+        return self._registry.find(self._key(key))
+
     def get(self, key: str) -> WorkerView:
-        return self.view(self._registry.find(self._key(key)))
+        return self.view(self.find(key))
 
     def view(self, worker: Worker) -> WorkerView:
         clock = Clock(time.time(), time.monotonic())
@@ -173,6 +187,9 @@ def _declared(request: WorkerRequest) -> DeclaredWorker:
         weight=request.weight,
         labels=request.labels,
         api_key=request.api_key,
+        prompt_tokens_min=request.prompt_tokens_min,
+        prompt_tokens_max=request.prompt_tokens_max,
+        kv_tokens=request.kv_tokens,
     )
 
 

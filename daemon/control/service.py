@@ -14,10 +14,12 @@ from pointsman.daemon.control.desired import content_hash
 from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
+from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.views import Clock, process_views
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry import metrics
+from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.telemetry.metrics import DaemonInfo
 from pointsman.daemon.version import VERSION
 
@@ -32,6 +34,7 @@ class ControlService:
     publisher: Publisher
     reloader: Reloader
     recorder: Recorder
+    residency: Residency
 
     async def add_worker(self, request: WorkerRequest) -> WorkerView:
         return await self.catalog.add(request)
@@ -47,6 +50,12 @@ class ControlService:
 
     async def remove_worker(self, key: str) -> WorkerView:
         return await self.catalog.remove(key)
+
+    async def forget_worker(self, key: str) -> WorkerView:
+        worker = self.catalog.find(key)
+        held = await self.residency.forget(worker.slot)
+        log("cache_forgotten", worker=worker.url, reason="asked", chars=held)
+        return self.catalog.view(worker)
 
     def config(self) -> ConfigView:
         reloader, publisher = self.reloader, self.publisher

@@ -113,9 +113,13 @@ class RoutingState:
     # --- capacities
 
     def set_kv_tokens(self, slot: int, tokens: int) -> None:
-        """What an engine's KV cache holds; 0 = not known. In force for the next pick; evicts what no longer fits."""
+        """What an engine's KV cache holds; 0 = not known. In force for the next pick; eviction has to follow."""
         self.bookings.set_kv_chars(slot, tokens * CHARS_PER_TOKEN)
-        self.index.set_capacity(slot, tokens * CHARS_PER_TOKEN)
+        self.index.put_capacity(slot, tokens * CHARS_PER_TOKEN)
+
+    def kv_tokens(self, slot: int) -> int:
+        """As picks go by it; 0 = not known."""
+        return self.bookings.kv_chars(slot) // CHARS_PER_TOKEN
 
     def fit_ghost(self, max_tree_size: int, slots: tuple[int, ...] = ()) -> None:
         """The ghost remembers as much as GHOST_FACTOR fleets hold; `slots` are the fleet's."""

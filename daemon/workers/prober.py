@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from pointsman.config.settings import Settings
 from pointsman.daemon.shm.layout import STATUS_DOWN, STATUS_PENDING, STATUS_UP
@@ -54,8 +54,26 @@ class Surroundings:
     """A worker's address or models became known: publish; failures are not the prober's."""
 
 
+class Companion(Protocol):
+    """Who else looks after the workers, and wants to know what the probes find."""
+
+    def track(self, workers: list[Worker]) -> None: ...
+    def forget(self, worker: Worker) -> None: ...
+    def turn(self) -> None: ...
+    def worker_went_down(self, worker: Worker, is_refused: bool) -> None: ...
+    def worker_came_up(self, worker: Worker) -> None: ...
+
+
 class Prober:
-    def __init__(self, settings: Settings, segment: Segment, client: ProbeClient, around: Surroundings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        segment: Segment,
+        client: ProbeClient,
+        around: Surroundings,
+        companion: Companion | None = None,
+    ) -> None:
+        self._companion = companion
         self._settings = settings
         self._segment = segment
         self._client = client
@@ -83,10 +101,14 @@ class Prober:
                 self._segment.set_status(worker.slot, STATUS_PENDING)
             first = self._now() + delay_s + position * START_SPREAD_S
             self._patients[worker.id] = Patient(worker, Health(self._pace, status, next_probe=first))
+        if self._companion is not None:
+            self._companion.track(workers)
 
     def forget(self, worker: Worker) -> None:
         """Whatever a probe under way finds out, it is not written any more."""
         self._patients.pop(worker.id, None)
+        if self._companion is not None:
+            self._companion.forget(worker)
 
     async def ask_now(self, worker: Worker, timeout_s: float) -> None:
         """The first probe of a tracked worker, models included, as far as `timeout_s` reaches."""
@@ -114,12 +136,14 @@ class Prober:
             if not patient.is_asked and now >= patient.health.next_probe:
                 patient.is_asked = True
                 self._around.spawn(f"probe {patient.worker.url}", self._probe(patient))
+        if self._companion is not None:
+            self._companion.turn()
 
     def _heed_shards(self, patient: Patient, now: float) -> None:
         health = patient.health
         if health.status == STATUS_UP and self._segment.status(patient.worker.slot) == STATUS_DOWN:
             health.seen_down(now)
-            self._went_down(patient)
+            self._went_down(patient, is_refused=True)
 
     async def _probe(self, patient: Patient) -> None:
         try:
@@ -169,11 +193,15 @@ class Prober:
         self._segment.set_status(worker.slot, health.status, expected=before)
         if health.status == STATUS_UP:
             log("worker_up", worker=worker.url)
+            if self._companion is not None:
+                self._companion.worker_came_up(worker)
         else:
-            self._went_down(patient)
+            self._went_down(patient, is_refused=finding.is_refused)
 
-    def _went_down(self, patient: Patient) -> None:
+    def _went_down(self, patient: Patient, *, is_refused: bool) -> None:
         patient.models_asked = None  # it may come back with others
+        if self._companion is not None:
+            self._companion.worker_went_down(patient.worker, is_refused)
         log("worker_down", level="warning", worker=patient.worker.url, reason=patient.health.last_error)
 
     async def _discover(self, patient: Patient) -> None:

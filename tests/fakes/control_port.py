@@ -45,6 +45,9 @@ def view(request: WorkerRequest, number: int) -> WorkerView:
         models=request.models,
         weight=request.weight,
         labels=request.labels,
+        prompt_tokens_min=request.prompt_tokens_min,
+        prompt_tokens_max=request.prompt_tokens_max,
+        kv_tokens=request.kv_tokens,
         has_api_key=request.api_key is not None,
         source="api",
         source_path=None,
@@ -120,6 +123,10 @@ class FakeControlPort:
         changed = msgspec.structs.replace(known, **changes)
         self.live[self.live.index(known)] = changed
         return changed
+
+    async def forget_worker(self, key: str) -> WorkerView:
+        self._note("forget", key)
+        return self._find(key)
 
     async def remove_worker(self, key: str) -> WorkerView:
         self._note("remove", key)
