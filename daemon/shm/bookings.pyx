@@ -114,12 +114,12 @@ def size_bytes(int64_t shards, int64_t workers, int64_t per_shard) -> int:
 
 
 cdef class Bookings:
-    def __cinit__(self, buffer, int64_t shards, int64_t workers, int64_t per_shard):
+    def __cinit__(self, buffer, int64_t shards, int64_t workers, int64_t per_shard, int64_t offset=0):
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
         self.attached = True
-        if self.view.len < size_bytes(shards, workers, per_shard):
-            raise ValueError("the memory is too small for this booking table")
-        self.word = <int64_t *> self.view.buf
+        if offset < 0 or offset % 8 or self.view.len < offset + <int64_t> size_bytes(shards, workers, per_shard):
+            raise ValueError("the memory is too small for this booking table, or it begins within a word")
+        self.word = <int64_t *> self.view.buf + offset // 8
         self.shards, self.workers, self.per_shard = shards, workers, per_shard
         self.first_booking = HEADER_WORDS + workers * WORKER_WORDS
         self.hints = {}

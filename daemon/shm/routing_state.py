@@ -36,14 +36,13 @@ class RoutingState:
 
     def __init__(self, segment: Segment, index: PrefixIndex) -> None:
         layout = segment.layout
-        first = layout.bookings * at.WORD
-        room = segment.bytes[first : first + layout.bookings_words * at.WORD]
+        memory, first = segment.memory, layout.bookings * at.WORD
         self.segment = segment
         self.words = segment.words
         self.index = index
-        self.bookings = Bookings(room, layout.shards, layout.slots, at.BOOKINGS_PER_SHARD)
-        self.sessions = RecentKeys(segment.bytes, layout.sessions * at.WORD, at.SESSIONS)
-        self.users = RecentKeys(segment.bytes, layout.users * at.WORD, at.USERS)
+        self.bookings = Bookings(memory, layout.shards, layout.slots, at.BOOKINGS_PER_SHARD, first)
+        self.sessions = RecentKeys(memory, layout.sessions * at.WORD, at.SESSIONS)
+        self.users = RecentKeys(memory, layout.users * at.WORD, at.USERS)
         self.key = index.totals()["seed"].to_bytes(8, "little")
         """for other hashes than the index' own"""
         self.ghost = layout.slots

@@ -59,6 +59,7 @@ class Segment:
     def __init__(self, fd: int, layout: at.Layout, memory: mmap.mmap) -> None:
         self.fd = fd
         self.layout = layout
+        self.memory = memory
         self.words = Words(memory, layout.shards, layout.slots, layout.loads, layout.workers)
         self.cells = memoryview(memory).cast("q")
         """Plain words, for the owner of a row to count in and for readers of what needs no lock."""

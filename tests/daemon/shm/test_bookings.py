@@ -34,6 +34,7 @@ class Step(NamedTuple):
     context: int
     gap_s: float
     output: int | None
+    is_blind: bool
 
 
 steps = st.lists(
@@ -46,6 +47,7 @@ steps = st.lists(
         st.integers(0, 60_000),
         st.floats(0, 3, allow_nan=False),
         st.one_of(st.none(), st.integers(0, 4000)),
+        st.booleans(),
     ),
     max_size=60,
 )
@@ -59,6 +61,10 @@ def same(table: Bookings, fleet: Fleet, now: float) -> None:
         assert table.in_flight(worker) == load.in_flight
         assert table.tokens(worker) == load.tokens
         assert table.queued_tokens(worker) == load.queued_tokens
+        assert table.processed(worker) == load.processed
+        assert table.served(worker, now) == pytest.approx(load.served(now))
+        assert table.busy(worker, now) == pytest.approx(load.busy(now))
+        assert table.tpot_s(worker) == pytest.approx(load.tpot.value)
     assert table.seconds(1000, 2000) == pytest.approx(fleet.cost.seconds(1000, 2000))
     assert table.output_mean == pytest.approx(fleet.output_mean.value)
     assert table.stay_s == pytest.approx(fleet.stay.value)
@@ -72,9 +78,13 @@ def test_equals_the_plain_one(script: list[Step]) -> None:
     now = 100.0
     for step in script:
         now += step.gap_s
+        for worker in range(WORKERS):
+            table.ripen(worker, now)
+            fleet.ripen(worker, now)
         if step.what == "book":
-            number = table.book(step.which % SHARDS, step.worker, now, step.new, step.context)
-            live.append((number, fleet.book(step.worker, EMPTY, step.new + step.context, step.context, now)))
+            blind, size = step.is_blind, step.new + step.context
+            number = table.book(step.which % SHARDS, step.worker, now, step.new, step.context, 0, blind)
+            live.append((number, fleet.book(step.worker, EMPTY, size, step.context, now, is_blind=blind)))
         elif live:
             number, booking = live[step.which % len(live)]
             if step.what == "first":
