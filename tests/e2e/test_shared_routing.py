@@ -654,22 +654,16 @@ def test_a_new_generation_changes_thresholds(plane: DataPlane, engines: list[str
         assert_thresholds_change(generation_of(plane, engines), clients)
 
 
-FILES_TO_COME = "profiles files take one policy by name in this version; weights, parameters and the lock are to come"
-
-
-@pytest.mark.xfail(strict=True, reason=FILES_TO_COME)
 def test_an_edit_changes_weights(engines: list[str], tmp_path: Path) -> None:
     with edited_gateway(engines, tmp_path) as (gate, edit), gate_clients(gate) as clients:
         assert_weights_change(lambda strategy, routing: edit(profiles_file(strategy, **routing)), clients)
 
 
-@pytest.mark.xfail(strict=True, reason=FILES_TO_COME)
 def test_an_edit_changes_thresholds(engines: list[str], tmp_path: Path) -> None:
     with edited_gateway(engines, tmp_path) as (gate, edit), gate_clients(gate) as clients:
         assert_thresholds_change(lambda strategy, routing: edit(profiles_file(strategy, **routing)), clients)
 
 
-@pytest.mark.xfail(strict=True, reason=FILES_TO_COME)
 def test_a_lock_in_the_file_wins(engines: list[str], tmp_path: Path) -> None:
     with edited_gateway(engines, tmp_path) as (gate, edit), gate_clients(gate) as clients:
         document = json.loads(profiles_file("random")) | {"lockedRoutingStrategy": "least-request"}
@@ -677,3 +671,20 @@ def test_a_lock_in_the_file_wins(engines: list[str], tmp_path: Path) -> None:
         for client in clients:
             decision = ask(client, "text", "locked", {"routing-strategy": "prefix-cache"})
             assert decision["policy"].replace("-", "_") == "least_request"
+
+
+def test_a_file_says_who_is_sticky_and_which_profile_fits(engines: list[str], tmp_path: Path) -> None:
+    profiles = {
+        "plain": {"routingStrategy": "least-request"},
+        "long": {"routingStrategy": "prefix-cache", "routingConfig": {"promptTokensGte": 500}},
+        "chat": {"routingStrategy": "random", "sticky": {"factor": 50.0}},
+    }
+    with edited_gateway(engines, tmp_path) as (gate, edit), gate_clients(gate) as clients:
+        edit(json.dumps({"defaultProfile": "plain", "profiles": profiles}).encode())
+        long, chat = {"config-profile": "auto"}, {"config-profile": "chat", "x-session-id": "one"}
+        found = [ask(client, "text", prompt_text(f"auto {n}"), long) for n, client in enumerate(clients * 2)]
+        assert {one["profile"] for one in found} == {"long"}
+        assert ask(clients[0], "text", "short", long)["profile"] == "plain"
+        stayed = [ask(client, "text", prompt_text(f"chat {n}"), chat) for n, client in enumerate(clients * 4)]
+        assert len({one["worker"] for one in stayed}) == 1
+        assert {one["reason"] for one in stayed[1:]} == {"sticky"}
