@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pointsman.admin_api.answers import bad_request
 from pointsman.admin_api.ports import WorkerPatch, WorkerRequest
 from pointsman.config import defects
-from pointsman.config.workers_schema import MAX_WEIGHT, WorkerType
+from pointsman.config.workers_schema import MAX_WEIGHT, Capacity, WorkerType
 
 LEFT_ASIDE = (
     "priority",
@@ -61,17 +61,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class WorkerBody(_Strict):
+class WorkerBody(Capacity):
     """POST /workers, PUT /workers/ID"""
 
     url: str
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = Field(default=None, ge=1, le=65535)
-    models: Models = []
+    models: Models = Field(default_factory=list)
     model_id: str | None = None
     """generation 2's one model"""
     weight: Weight = 1.0
-    labels: Labels = {}
+    labels: Labels = Field(default_factory=dict)
     api_key: ApiKey = None
     connection_mode: Literal["http"] | None = None
     dp_size: Literal[1] | None = None
@@ -112,24 +112,35 @@ class WorkerBody(_Strict):
             weight=self.weight,
             labels=self.labels,
             api_key=self.api_key,
+            prompt_tokens_min=self.shortest,
+            prompt_tokens_max=self.longest,
+            kv_tokens=self.kv_tokens,
         )
 
     def to_patch(self) -> WorkerPatch:
         """Everything that may change of a worker, for PUT: what the body does not name goes back to its default."""
         request = self.to_request()
-        return WorkerPatch(weight=request.weight, labels=request.labels, models=request.models, api_key=request.api_key)
+        return WorkerPatch(
+            weight=request.weight,
+            labels=request.labels,
+            models=request.models,
+            api_key=request.api_key,
+            prompt_tokens_min=request.prompt_tokens_min,
+            prompt_tokens_max=request.prompt_tokens_max,
+            kv_tokens=request.kv_tokens,
+        )
 
     def warnings(self) -> list[str]:
         given = [name for name in LEFT_ASIDE if name in self.model_fields_set and getattr(self, name) is not None]
         return [f"{name} has no effect here" for name in given]
 
 
-class PatchBody(_Strict):
+class PatchBody(Capacity):
     """PATCH /workers/ID: only what is there changes."""
 
-    models: Models = []
+    models: Models = Field(default_factory=list)
     weight: Weight = 1.0
-    labels: Labels = {}
+    labels: Labels = Field(default_factory=dict)
     api_key: ApiKey = None
 
     def to_patch(self) -> WorkerPatch:
@@ -139,6 +150,9 @@ class PatchBody(_Strict):
             weight=self.weight if "weight" in given else msgspec.UNSET,
             labels=self.labels if "labels" in given else msgspec.UNSET,
             api_key=self.api_key if "api_key" in given else msgspec.UNSET,
+            prompt_tokens_min=self.shortest if given & {"prompt_tokens_min", "bucket_min"} else msgspec.UNSET,
+            prompt_tokens_max=self.longest if given & {"prompt_tokens_max", "bucket_max"} else msgspec.UNSET,
+            kv_tokens=self.kv_tokens if "kv_tokens" in given else msgspec.UNSET,
         )
 
 

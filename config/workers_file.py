@@ -6,6 +6,7 @@ import msgspec
 
 from pointsman.config import defects, positions
 from pointsman.config.documents import Document, Findings
+from pointsman.config.snapshot import MAX_TOKENS
 from pointsman.config.worker_urls import canonical_url
 from pointsman.config.workers_schema import TargetGroup, TargetLabels, WorkerSection, WorkersSection, WorkerType
 
@@ -19,6 +20,10 @@ class DeclaredWorker(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     labels: dict[str, str] = {}
     api_key: str | None = None
+    prompt_tokens_min: int = 0
+    prompt_tokens_max: int = MAX_TOKENS
+    kv_tokens: int | None = None
+    """Declared KV capacity; None = as the engine tells."""
     line: int = 0
 
 
@@ -65,6 +70,9 @@ def _compile_item(path: positions.Path, item: object, findings: Findings) -> _Pl
         weight=section.weight,
         labels=section.labels,
         api_key=section.api_key,
+        prompt_tokens_min=section.shortest,
+        prompt_tokens_max=section.longest,
+        kv_tokens=section.kv_tokens,
         line=findings.document.places.of((*path, "url")).line,
     )
     return [((*path, "url"), worker)] if url else []
@@ -108,6 +116,9 @@ def _compile_group(path: positions.Path, item: object, findings: Findings) -> _P
             models=tuple(models),
             weight=meant.weight,
             labels=labels,
+            prompt_tokens_min=meant.shortest,
+            prompt_tokens_max=meant.longest,
+            kv_tokens=meant.kv_tokens,
             line=findings.document.places.of(place).line,
         )
         if url:

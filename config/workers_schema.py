@@ -4,15 +4,17 @@
     [{"targets": ["10.0.0.5:8000"], "labels": {"__scheme__": "http", "weight": "2", "models": "qwen,llama"}}]
 
 In a file_sd group these labels mean something to us: `__scheme__`, `model` or `models` (comma separated), `weight`,
-`worker_type`, `bootstrap_port`. Other labels that begin with `__` are dropped, as Prometheus does; the rest become the
-worker's labels.
+`worker_type`, `bootstrap_port` and those of `Capacity`. Other labels that begin with `__` are dropped, as Prometheus
+does; the rest become the worker's labels.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from pointsman.config.snapshot import MAX_TOKENS
 
 WorkerType = Literal["regular", "prefill", "decode"]
 MAX_WEIGHT = 1_000_000
@@ -28,7 +30,38 @@ class WorkersSection(_Section):
     workers: list[Any] = Field(max_length=10_000)
 
 
-class WorkerSection(_Section):
+def _tokens(**more: Any) -> Any:
+    return Field(default=None, ge=0, le=MAX_TOKENS, **more)
+
+
+class Capacity(_Section):
+    """Which prompts a worker takes (tokens, both ends included; in AIBrix's spelling, too), and what it holds."""
+
+    prompt_tokens_min: int | None = _tokens()
+    bucket_min: int | None = _tokens(alias="promptLenBucketMinLength")
+    prompt_tokens_max: int | None = _tokens()
+    """0 = no bound"""
+    bucket_max: int | None = _tokens(alias="promptLenBucketMaxLength")
+    kv_tokens: int | None = Field(default=None, ge=1, le=2**50)
+
+    @field_validator("prompt_tokens_max", "bucket_max")
+    @classmethod
+    def _not_below_the_least(cls, value: int | None, info: ValidationInfo) -> int | None:
+        low = info.data.get("prompt_tokens_min") or info.data.get("bucket_min") or 0
+        if value and value < low:
+            raise ValueError(f"is below the shortest prompt ({low} tokens)")
+        return value
+
+    @property
+    def shortest(self) -> int:
+        return self.prompt_tokens_min or self.bucket_min or 0
+
+    @property
+    def longest(self) -> int:
+        return self.prompt_tokens_max or self.bucket_max or MAX_TOKENS
+
+
+class WorkerSection(Capacity):
     url: str
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = Field(default=None, ge=1, le=65535)
@@ -49,7 +82,7 @@ class TargetGroup(_Section):
     labels: dict[str, Annotated[str, BeforeValidator(_as_text)]] = Field(default_factory=dict, max_length=64)
 
 
-class TargetLabels(_Section):
+class TargetLabels(Capacity):
     """The labels of a file_sd group that mean something to us, all text there."""
 
     model_config = ConfigDict(extra="forbid", strict=False, frozen=True, allow_inf_nan=False)

@@ -71,6 +71,9 @@ def _candidate(spec: WorkerSpec) -> Candidate:
         weight=spec.weight,
         labels=spec.labels,
         api_key=spec.api_key,
+        prompt_tokens_min=spec.prompt_tokens_min,
+        prompt_tokens_max=spec.prompt_tokens_max,
+        kv_tokens=spec.kv_tokens,
     )
     return Candidate(worker, parse(spec.url), spec.address, spec.id)
 

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from pointsman.config.load import DeclaredWorker
 from pointsman.config.snapshot import WorkerSpec
-from pointsman.daemon.errors import Fault, PointsmanError, RequestError
+from pointsman.daemon.errors import Fault, PointsmanError, RequestError, bad_request
 from pointsman.daemon.workers.address import Endpoint
 
 Source = Literal["flag", "file", "api"]
@@ -166,15 +166,30 @@ class Registry:
         labels: dict[str, str] | UnsetType = UNSET,
         models: tuple[str, ...] | UnsetType = UNSET,
         api_key: str | UnsetType | None = UNSET,
+        prompt_tokens_min: int | UnsetType = UNSET,
+        prompt_tokens_max: int | UnsetType = UNSET,
+        kv_tokens: int | UnsetType | None = UNSET,
     ) -> Worker:
-        """By the API. Raises RequestError 404, 409."""
+        """By the API. Raises RequestError 400, 404, 409."""
         worker = self.find(key)
         if worker.is_leaving:
             raise RequestError(409, "WORKER_DRAINING", f"worker {worker.url} is being removed", fault=Fault.CLIENT)
         self._refuse_files(worker)
-        given = {"weight": weight, "labels": labels, "models": models, "api_key": api_key}
+        given = {
+            "weight": weight,
+            "labels": labels,
+            "models": models,
+            "api_key": api_key,
+            "prompt_tokens_min": prompt_tokens_min,
+            "prompt_tokens_max": prompt_tokens_max,
+            "kv_tokens": kv_tokens,
+        }
         changes = {name: value for name, value in given.items() if value is not UNSET}
-        self._held[worker.source][worker.url] = replace(worker.declared, **changes)
+        changed = replace(worker.declared, **changes)
+        if changed.prompt_tokens_min > changed.prompt_tokens_max:
+            message = f"prompt_tokens_min ({changed.prompt_tokens_min}) is above prompt_tokens_max"
+            raise bad_request(f"{message} ({changed.prompt_tokens_max})", code="BAD_REQUEST")
+        self._held[worker.source][worker.url] = changed
         self._settle(worker.url)
         return worker
 

@@ -37,6 +37,9 @@ async def test_add_passes_everything_on(client: Any, port: FakeControlPort) -> N
         "weight": 2,
         "labels": {"rack": "1"},
         "api_key": "sk-worker",
+        "promptLenBucketMinLength": 10,
+        "prompt_tokens_max": 8192,
+        "kv_tokens": 400000,
     }
     response = await client.post("/workers", json=body)
     assert response.status == 202, await response.text()
@@ -48,10 +51,15 @@ async def test_add_passes_everything_on(client: Any, port: FakeControlPort) -> N
         weight=2.0,
         labels={"rack": "1"},
         api_key="sk-worker",
+        prompt_tokens_min=10,
+        prompt_tokens_max=8192,
+        kv_tokens=400_000,
     )
     assert port.calls == [("add", expected)]
     assert "sk-worker" not in await response.text()
-    assert (await response.json())["worker"]["has_api_key"] is True
+    shown = (await response.json())["worker"]
+    assert shown["has_api_key"] is True
+    assert (shown["prompt_tokens_min"], shown["prompt_tokens_max"], shown["kv_tokens"]) == (10, 8192, 400_000)
 
 
 async def test_fields_of_other_gateways_are_taken_and_named(client: Any, port: FakeControlPort) -> None:
@@ -80,6 +88,8 @@ async def test_fields_of_other_gateways_are_taken_and_named(client: Any, port: F
         ({"url": URL, "labels": {"a": 1}}, "labels.a: expected a string"),
         ({"url": URL, "bootstrap_port": 70000}, "bootstrap_port: expected at most 65535"),
         ({"url": URL, "api_key": ""}, "api_key"),
+        ({"url": URL, "prompt_tokens_min": 9, "prompt_tokens_max": 8}, "prompt_tokens_max: is below the shortest"),
+        ({"url": URL, "kv_tokens": 0}, "kv_tokens: expected at least 1"),
         ([URL], "expected a JSON object"),
     ],
 )
@@ -189,6 +199,14 @@ async def test_patch_changes_only_what_it_names(client: Any, port: FakeControlPo
     assert (await response.json())["worker"]["weight"] == 3
     assert port.calls == [("patch", (known.id, WorkerPatch(weight=3.0, api_key=None)))]
     assert port.live[0].labels == {"rack": "1"}
+
+
+async def test_patch_of_what_a_worker_takes_and_holds(client: Any, port: FakeControlPort) -> None:
+    known = port.declare(URL)
+    body = {"promptLenBucketMaxLength": 0, "prompt_tokens_min": 3, "kv_tokens": None}
+    assert (await client.patch(f"/workers/{known.id}", json=body)).status == 202
+    changes = WorkerPatch(prompt_tokens_min=3, prompt_tokens_max=2**31 - 1, kv_tokens=None)
+    assert port.calls == [("patch", (known.id, changes))]
 
 
 @pytest.mark.parametrize("body", [{"url": URL}, {"worker_type": "decode"}, {"priority": 1}, {}, {"weight": None}])

@@ -132,6 +132,16 @@ def test_a_patch_changes_what_it_names() -> None:
     assert workers.held_by("api") == [(worker, worker.declared)]
 
 
+def test_a_patch_of_bounds_must_leave_room_between_them() -> None:
+    workers = registry()
+    worker = workers.add(candidate(1, prompt_tokens_max=100))
+    workers.patch(worker.id, prompt_tokens_min=100, kv_tokens=5000)
+    with pytest.raises(RequestError, match=r"prompt_tokens_min \(101\) is above prompt_tokens_max \(100\)") as caught:
+        workers.patch(worker.id, prompt_tokens_min=101)
+    assert (caught.value.status, caught.value.code) == (400, "BAD_REQUEST")
+    assert (worker.declared.prompt_tokens_min, worker.declared.kv_tokens) == (100, 5000)
+
+
 def test_declared_models_hide_discovered_ones() -> None:
     workers = registry()
     worker = workers.add(candidate(1))
