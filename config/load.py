@@ -5,10 +5,10 @@ Every defect of a file is found in one pass and raised together as `ConfigErrors
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from pointsman.config import documents
+from pointsman.config.policy_names import RoutingCheck
 from pointsman.config.profiles_file import ProfilesFile, read_profiles
 from pointsman.config.workers_file import DeclaredWorker, read_workers
 
@@ -18,9 +18,9 @@ DEFAULT_PROFILES = Path(__file__).with_name("default_profiles.json")
 """Shipped; for a daemon without a profiles file of its own."""
 
 
-def load_profiles(path: Path, policies: Collection[str]) -> ProfilesFile:
-    """Raises ConfigErrors. `policies` are the canonical names that `routingStrategy` may take."""
-    return read_profiles(documents.read(path), policies)
+def load_profiles(path: Path, check: RoutingCheck) -> ProfilesFile:
+    """Raises ConfigErrors. `check` judges strategies and parameters."""
+    return read_profiles(documents.read(path), check)
 
 
 def load_workers(path: Path) -> tuple[DeclaredWorker, ...]:

@@ -112,6 +112,15 @@ class ServeConfig(BaseSettings):
 
     workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
     policy: Annotated[str, AfterValidator(canonical_name)] = _key("policy", "policy of requests without a profile")
+    cache_threshold: float = _key(
+        "cache_threshold", "cache_aware: share of a prompt that must be cached to follow it", ge=0, le=1
+    )
+    balance_abs_threshold: int = _key(
+        "balance_abs_threshold", "cache_aware: more requests at the busiest worker than at the idlest", ge=0, le=2**31
+    )
+    balance_rel_threshold: float = _key(
+        "balance_rel_threshold", "cache_aware: times as many, too: then load decides", ge=0, le=1e9
+    )
     prefix_index_mib: int = _key("prefix_index_mib", "memory of the shared prefix index (MiB)", ge=1, le=2**20)
     prefix_block_bytes: int = _key(
         "prefix_block_bytes", "prompt text per block of the prefix index (bytes)", ge=16, le=2**20

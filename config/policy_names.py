@@ -1,21 +1,41 @@
-"""Policy names as people write them. The policies themselves are routing's, which this layer may not import."""
+"""Strategies as people write them, and who judges them: routing hands its check to this layer, which lies below it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
-from pointsman.config.nearest import closest
+
+class Flaw(NamedTuple):
+    problem: str
+    hint: str = ""
+    path: tuple[str | int, ...] = ()
+    """below what was checked; keys canonical"""
+    is_later: bool = False
+    """a name that AIBrix knows and that this version cannot do"""
+
+
+class RoutingCheck(Protocol):
+    """Says everything that is wrong at once, and raises nothing."""
+
+    def strategy(self, text: str) -> Flaw | None:
+        """`text`: "prefix-cache:2,least-request", a single name, …"""
+        ...
+
+    def parameters(self, section: str, value: object) -> tuple[Any, list[Flaw]]:
+        """(what was given, typed and without defaults; flaws). `section` and the keys in `value` are in snake case."""
+        ...
+
+    def whole(self, routing: Mapping[str, Any]) -> Flaw | None:
+        """Of a profile whose parts are good."""
+        ...
 
 
 def canonical_name(text: str) -> str:
     """`-` and `_` are interchangeable; the same rule as routing's."""
-    return text.strip().replace("-", "_")
+    return one_line(text).replace("-", "_")
 
 
-def unknown_policy(text: str, policies: Collection[str]) -> tuple[str, str]:
-    """(problem, hint)"""
-    known = f"known: {', '.join(sorted(policies))}"
-    if "," in text or ":" in text:
-        return f"expected exactly one policy in this version, got {text[:60]!r}", known
-    nearest = closest(text, policies)
-    return f"unknown policy {text[:60]!r}", f"{nearest} {known}".strip()
+def one_line(text: str) -> str:
+    """White space means nothing in a strategy, and the answer's header must stay one line."""
+    return " ".join(text.split())

@@ -1,25 +1,36 @@
-"""Reads profiles.json: the profiles, the default one, and the rules that choose one for a request.
+"""Reads profiles.json: the profiles, the default one, the rules that choose one for a request, and what they share.
 
-What acts in this version is `routingStrategy`, `defaultProfile` and `match`; AIBrix's other keys are checked and
-reported in `ProfilesFile.warnings`, so that nobody believes in a limit that is not kept.
+Strategies and parameters are judged by routing, which hands its check in. Keys that AIBrix knows and that do nothing
+in this version are checked and reported in `ProfilesFile.warnings`, so that nobody believes in a limit that is not
+kept.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import msgspec
 from pydantic import BaseModel
 
-from pointsman.config import defects, positions
+from pointsman.config import defects, positions, profile_parameters
 from pointsman.config.documents import Document, Findings
 from pointsman.config.nearest import closest
-from pointsman.config.policy_names import canonical_name, unknown_policy
-from pointsman.config.profiles_schema import ACTIVE, Buckets, MatchSection, ProfileSection, ProfilesSection
-from pointsman.config.snapshot import Match, Profile
+from pointsman.config.policy_names import RoutingCheck, one_line
+from pointsman.config.profile_parameters import Parameters, Respelled
+from pointsman.config.profiles_schema import (
+    ACTIVE,
+    HINTS,
+    MatchSection,
+    Nested,
+    ProfileSection,
+    ProfilesSection,
+    SharedSection,
+)
+from pointsman.config.snapshot import MAX_TOKENS, Hints, Match, Profile
 
 INERT = "read, has no effect in this version"
+LATER = "its requests go by the policy of the daemon (--policy)"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PROFILE_NAME = re.compile(r"[!-~]{1,128}")
 
@@ -32,30 +43,169 @@ class ProfilesFile(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
     digest: str
     """SHA-256 of the file, in hex"""
+    locked_strategy: str = ""
+    eviction_interval_secs: float | None = None
+    max_tree_size: int | None = None
 
 
-def read_profiles(document: Document, policies: Collection[str]) -> ProfilesFile:
-    """Raises ConfigErrors. `policies` are the canonical names that `routingStrategy` may take."""
-    findings = Findings(document)
-    section = defects.check(ProfilesSection, document.value, findings.report)
-    # A bad key at the top must not hide what is wrong below it.
-    top = document.value if isinstance(document.value, dict) else {}
-    sections = _check_profiles(top.get("profiles"), findings)
-    matches = _check_matches(top.get("match"), findings)
-    profiles = {name: _compile_profile(name, found, policies, findings) for name, found in sections.items()}
-    compiled = tuple(_compile_match(index, found, profiles, findings) for index, found in matches.items())
-    default = _default_profile(top.get("defaultProfile"), profiles, findings)
-    findings.raise_if_any()
-    warnings = _warnings(section, sections, list(matches.values()))
-    return ProfilesFile(profiles, default, compiled, tuple(warnings), document.digest)
+def read_profiles(document: Document, check: RoutingCheck) -> ProfilesFile:
+    """Raises ConfigErrors."""
+    return _Reader(document, check).read()
 
 
-def _check_profiles(value: object, findings: Findings) -> dict[str, ProfileSection]:
-    """Every profile that was written; an empty one in place of a defective one, so that its name stays known."""
-    found: dict[str, ProfileSection] = {}
-    for name, item in value.items() if isinstance(value, dict) else ():
-        found[name] = defects.check(ProfileSection, item, findings.report, ("profiles", name)) or ProfileSection()
-    return found
+class _Written(msgspec.Struct, frozen=True):
+    """A profile as it stands in the file."""
+
+    section: ProfileSection
+    parameters: Parameters
+
+    def get(self, name: str) -> int:
+        """Of a key of `Nested`; 0 = not given."""
+        return next((value for place in self._places() if (value := getattr(place, name)) is not None), 0)
+
+    def path_of(self, name: str) -> positions.Path:
+        """Below the profile, of a key of `Nested`."""
+        alias = Nested.model_fields[name].alias or name
+        nested = self.section.routing_config
+        return ("routingConfig", alias) if nested and getattr(nested, name) is not None else (alias,)
+
+    def _places(self) -> tuple[Nested, ...]:
+        """The stronger one first."""
+        nested = self.section.routing_config
+        return (nested, self.section) if nested else (self.section,)
+
+
+class _Reader:
+    def __init__(self, document: Document, check: RoutingCheck) -> None:
+        self._document = document
+        self._check = check
+        self._findings = Findings(document)
+        self._warnings: list[str] = []
+
+    def read(self) -> ProfilesFile:
+        findings = self._findings
+        defects.check(ProfilesSection, self._document.value, findings.report)
+        # A bad key at the top must not hide what is wrong below it.
+        top = self._document.value if isinstance(self._document.value, dict) else {}
+        locked = self._locked(top.get("lockedRoutingStrategy"))
+        shared = self._shared(top.get("shared"))
+        written = self._written(top.get("profiles"))
+        profiles = {name: self._profile(name, found) for name, found in written.items()}
+        sections = _check_matches(top.get("match"), findings)
+        matches = tuple(_compile_match(index, found, profiles, findings) for index, found in sections.items())
+        default = _default_profile(top.get("defaultProfile"), profiles, findings)
+        findings.raise_if_any()
+        self._warn_of_hidden(matches, profiles)
+        return ProfilesFile(
+            profiles,
+            default,
+            matches,
+            tuple(self._warnings),
+            self._document.digest,
+            locked,
+            shared.eviction_interval_secs,
+            shared.max_tree_size,
+        )
+
+    # --- the top
+
+    def _locked(self, value: object) -> str:
+        """A lock is a promise to the operator: one that cannot be kept is refused, unlike a profile's strategy."""
+        text = one_line(value) if isinstance(value, str) else ""
+        flaw = self._check.strategy(text) if text else None
+        if flaw is not None:
+            self._findings.report(("lockedRoutingStrategy",), flaw.problem, flaw.hint)
+        return text
+
+    def _shared(self, value: object) -> SharedSection:
+        if value is None:
+            return SharedSection()
+        written = Respelled(value, ("shared",), self._findings)
+        section = defects.check(SharedSection, written.value, written.report)
+        if section is None:
+            return SharedSection()
+        self._warnings += [f"{positions.dotted(written.place((key,)))}: {INERT}" for key in _inert(section)]
+        return section
+
+    # --- profiles
+
+    def _written(self, value: object) -> dict[str, _Written]:
+        """Every profile of the file; an empty one in place of a defective one, so that its name stays known."""
+        found: dict[str, _Written] = {}
+        for name, item in value.items() if isinstance(value, dict) else ():
+            path = ("profiles", name)
+            rest, parameters = profile_parameters.split(item, path, self._findings)
+            section = defects.check(ProfileSection, rest, self._findings.report, path)
+            found[name] = _Written(section or ProfileSection(), parameters)
+        return found
+
+    def _profile(self, name: str, written: _Written) -> Profile:
+        path = ("profiles", name)
+        if not _PROFILE_NAME.fullmatch(name):
+            self._findings.report(path, "a profile's name is 1 to 128 printable ASCII characters without spaces")
+        strategy = self._strategy(path, written)
+        before = len(self._findings.errors)
+        routing = profile_parameters.compile_parameters(written.parameters, self._check)
+        if len(self._findings.errors) == before:
+            flaw = self._check.whole(routing)
+            if flaw is not None:
+                self._findings.report(path, flaw.problem, flaw.hint)
+        shortest, longest = self._bucket(path, written)
+        self._warn_of_inert(path, written)
+        return Profile(name, strategy, routing, self._hints(path, written), shortest, longest)
+
+    def _strategy(self, path: positions.Path, written: _Written) -> str | None:
+        text = one_line(written.section.routing_strategy or "")
+        if not text:
+            return None
+        place = (*path, "routingStrategy")
+        flaw = self._check.strategy(text)
+        if flaw is None:
+            if written.parameters.get("chain"):
+                self._warnings.append(f"{positions.dotted(place)}: without effect: the profile's chain goes before it")
+            return text
+        if flaw.is_later:
+            self._warnings.append(f"{positions.dotted(place)}: {flaw.problem}; {LATER}")
+        else:
+            self._findings.report(place, flaw.problem, flaw.hint)
+        return None
+
+    def _bucket(self, path: positions.Path, written: _Written) -> tuple[int, int]:
+        low = written.get("prompt_len_bucket_min_length")
+        high = written.get("prompt_len_bucket_max_length") or MAX_TOKENS
+        if low > high:
+            place = (*path, *written.path_of("prompt_len_bucket_max_length"))
+            self._findings.report(place, f"is below promptLenBucketMinLength ({low})")
+        return low, high
+
+    def _hints(self, path: positions.Path, written: _Written) -> Hints:
+        hints = Hints(*(written.get(name) for name in HINTS))
+        for low, high, name in (
+            (hints.prompt_tokens_gte, hints.prompt_tokens_lt, "prompt_tokens_lt"),
+            (hints.max_tokens_gte, hints.max_tokens_lt, "max_tokens_lt"),
+        ):
+            if 0 < high <= low:
+                place = positions.dotted((*path, *written.path_of(name)))
+                self._warnings.append(f"{place}: not above the lower bound ({low}): config-profile: auto never fits")
+        return hints
+
+    # --- what does nothing
+
+    def _warn_of_inert(self, path: positions.Path, written: _Written) -> None:
+        nested = written.section.routing_config
+        keys: list[positions.Path] = [(key,) for key in _inert(written.section)]
+        keys += [("routingConfig", key) for key in _inert(nested)] if nested else []
+        self._warnings += [f"{positions.dotted((*path, *key))}: {INERT}" for key in keys]
+        self._warnings += profile_parameters.warnings(written.parameters)
+
+    def _warn_of_hidden(self, matches: tuple[Match, ...], profiles: Mapping[str, Profile]) -> None:
+        for index, match in enumerate(matches[:-1]):
+            profile = profiles[match.profile]
+            takes_all = profile.prompt_tokens_min == 0 and profile.prompt_tokens_max == MAX_TOKENS
+            if takes_all and not (match.model or match.path or match.key or match.headers):
+                text = f"match[{index}]: has no condition, so the entries after it are never reached"
+                self._warnings.append(text)
+                return
 
 
 def _check_matches(value: object, findings: Findings) -> dict[int, MatchSection]:
@@ -65,26 +215,6 @@ def _check_matches(value: object, findings: Findings) -> dict[int, MatchSection]
         if section is not None:
             found[index] = section
     return found
-
-
-def _compile_profile(name: str, section: ProfileSection, policies: Collection[str], findings: Findings) -> Profile:
-    path = ("profiles", name)
-    if not _PROFILE_NAME.fullmatch(name):
-        findings.report(path, "a profile's name is 1 to 128 printable ASCII characters without spaces")
-    written = section.routing_strategy
-    strategy = canonical_name(written) if written else None
-    if strategy is not None and strategy not in policies:
-        findings.report((*path, "routingStrategy"), *unknown_policy(written or "", policies))
-    _check_bucket(path, section, findings)
-    _check_bucket((*path, "routingConfig"), section.routing_config, findings)
-    return Profile(name, strategy)
-
-
-def _check_bucket(path: positions.Path, buckets: Buckets | None, findings: Findings) -> None:
-    low = buckets.prompt_len_bucket_min_length if buckets else None
-    high = buckets.prompt_len_bucket_max_length if buckets else None
-    if low is not None and high is not None and low > high:
-        findings.report((*path, "promptLenBucketMaxLength"), f"is below promptLenBucketMinLength ({low})")
 
 
 def _compile_match(index: int, section: MatchSection, profiles: Collection[str], findings: Findings) -> Match:
@@ -108,26 +238,9 @@ def _default_profile(name: object, profiles: Collection[str], findings: Findings
     return name
 
 
-def _warnings(
-    top: ProfilesSection | None, profiles: Mapping[str, ProfileSection], matches: Sequence[MatchSection]
-) -> list[str]:
-    found = [f"lockedRoutingStrategy: {INERT}"] if top and top.locked_routing_strategy else []
-    for name, profile in profiles.items():
-        path: positions.Path = ("profiles", name)
-        found += _inert(path, profile, ACTIVE)
-        if profile.routing_config:
-            found += _inert((*path, "routingConfig"), profile.routing_config, frozenset())
-    for index, match in enumerate(matches[:-1]):
-        if not (match.model or match.path or match.key or match.header):
-            found.append(f"match[{index}]: has no condition, so the entries after it are never reached")
-            break
-    return found
-
-
-def _inert(path: positions.Path, section: BaseModel, active: Collection[str]) -> list[str]:
+def _inert(section: BaseModel) -> list[str]:
+    """Keys that are given, ask for something, and get nothing."""
     fields = type(section).model_fields
     return [
-        f"{positions.dotted((*path, field.alias or name))}: {INERT}"
-        for name, field in fields.items()
-        if name in section.model_fields_set and name not in active
+        field.alias or name for name, field in fields.items() if name not in ACTIVE and getattr(section, name, None)
     ]

@@ -17,7 +17,7 @@ from pointsman.config import defects, documents, listen
 from pointsman.config.documents import Document
 from pointsman.config.models import PATH_KEYS, ServeConfig
 from pointsman.config.nearest import closest
-from pointsman.config.policy_names import unknown_policy
+from pointsman.config.policy_names import RoutingCheck
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 
 ENV_PREFIX = "POINTSMAN_"
@@ -29,21 +29,19 @@ OTHER_VARIABLES = frozenset(
 FlagValue = str | bool | list[str]
 
 
-def read_serve_config(
-    flags: Mapping[str, FlagValue], config_file: Path | None, policies: Collection[str]
-) -> ServeConfig:
+def read_serve_config(flags: Mapping[str, FlagValue], config_file: Path | None, check: RoutingCheck) -> ServeConfig:
     """Raises ConfigErrors; `source` of an error is a flag (`--port`), an environment variable or the file.
 
     `flags` has the keys that were given on the command line, values as text.
     """
     document = documents.read(config_file) if config_file else None
-    return _Sources(flags, document).read(policies)
+    return _Sources(flags, document).read(check)
 
 
-def check_serve_document(document: Document, policies: Collection[str]) -> Collection[str]:
+def check_serve_document(document: Document, check: RoutingCheck) -> Collection[str]:
     """The keys that the file sets. Raises ConfigErrors; of a file alone, whatever this process's environment says."""
     sources = _Sources({}, document, environ={})
-    sources.read(policies)
+    sources.read(check)
     return sources.table.keys()
 
 
@@ -89,7 +87,7 @@ class _Sources:
         if document is not None:
             self.table = _relative_to_file(dict(_as_table(document)), Path(document.source))
 
-    def read(self, policies: Collection[str]) -> ServeConfig:
+    def read(self, check: RoutingCheck) -> ServeConfig:
         try:
             config = self._model()(**self.flags)
         except ValidationError as error:
@@ -99,7 +97,7 @@ class _Sources:
                     for detail in error.errors(include_url=False)
                 ]
             ) from None
-        errors = list(self._cross_check(config, policies))
+        errors = list(self._cross_check(config, check))
         if errors:
             raise ConfigErrors(errors)
         return config
@@ -121,9 +119,10 @@ class _Sources:
 
         return Bound
 
-    def _cross_check(self, config: ServeConfig, policies: Collection[str]) -> Iterator[ConfigError]:
-        if config.policy not in policies:
-            yield self.defect("policy", *unknown_policy(config.policy, policies))
+    def _cross_check(self, config: ServeConfig, check: RoutingCheck) -> Iterator[ConfigError]:
+        flaw = check.strategy(config.policy)
+        if flaw is not None:
+            yield self.defect("policy", flaw.problem, flaw.hint)
         if config.max_payload_size > config.buffer_mib * 2**20:
             key = "max_payload_size" if "max_payload_size" in config.model_fields_set else "buffer_mib"
             yield self.defect(key, f"buffer_mib ({config.buffer_mib}) must hold max_payload_size")

@@ -31,6 +31,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     workers: tuple[str, ...] = ()
     """Worker URLs of the command line or toml; not kept over a restart."""
     policy: str = "expected_cost"
+    cache_threshold: float = 0.3
+    """share of a prompt that must be cached, for the policy cache_aware to follow it"""
+    balance_abs_threshold: int = 64
+    """requests that the busiest worker has more than the idlest, above which cache_aware balances"""
+    balance_rel_threshold: float = 1.5
+    """and times that it has as many"""
     prefix_index_mib: int = 256
     """memory of the prefix index, shared by all shards; about 6,000 blocks a MiB"""
     prefix_block_bytes: int = 512

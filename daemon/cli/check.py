@@ -15,7 +15,7 @@ from pointsman.config.serve_sources import check_serve_document
 from pointsman.config.workers_file import read_workers
 from pointsman.daemon.cli.arguments import Parser
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors
-from pointsman.daemon.routing.policies import POLICIES
+from pointsman.daemon.routing.checking import FileCheck
 
 
 class Verdict(NamedTuple):
@@ -59,7 +59,7 @@ def kind_of(value: object, path: Path) -> str:
     if isinstance(value, list):
         return "workers"
     keys = value.keys() if isinstance(value, dict) else set()
-    if keys & {"profiles", "match", "defaultProfile", "lockedRoutingStrategy"}:
+    if keys & {"profiles", "match", "defaultProfile", "lockedRoutingStrategy", "shared"}:
         return "profiles"
     if isinstance(value, dict) and "workers" in keys:
         # The key is also one of pointsman.toml, a list of URLs there.
@@ -72,7 +72,7 @@ def kind_of(value: object, path: Path) -> str:
 
 
 def _profiles(document: Document) -> tuple[str, tuple[str, ...]]:
-    found = read_profiles(document, POLICIES)
+    found = read_profiles(document, FileCheck())
     return f"{_count(found.profiles, 'profile')}, {_count(found.matches, 'match rule')}", found.warnings
 
 
@@ -81,7 +81,7 @@ def _workers(document: Document) -> tuple[str, tuple[str, ...]]:
 
 
 def _settings(document: Document) -> tuple[str, tuple[str, ...]]:
-    return _count(check_serve_document(document, POLICIES), "key"), ()
+    return _count(check_serve_document(document, FileCheck()), "key"), ()
 
 
 _READERS: dict[str, Callable[[Document], tuple[str, tuple[str, ...]]]] = {

@@ -14,7 +14,7 @@ from pointsman.daemon import leash
 from pointsman.daemon.cli import serve_flags
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, ConfigErrors
 from pointsman.daemon.interpreter import interpreter_flags
-from pointsman.daemon.routing.strategies import STRATEGIES as POLICIES
+from pointsman.daemon.routing.checking import FileCheck
 
 
 def run(argv: list[str]) -> int:
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
 def _settings(line: serve_flags.CommandLine) -> Settings:
     name = line.config_file or os.environ.get("POINTSMAN_CONFIG")
     file = Path(name) if name else None
-    return read_serve_config(line.flags, file, POLICIES).to_settings(config_file=file)
+    return read_serve_config(line.flags, file, FileCheck()).to_settings(config_file=file)
 
 
 def _check_files(settings: Settings) -> None:
@@ -45,7 +45,7 @@ def _check_files(settings: Settings) -> None:
     errors: list[ConfigError] = []
     try:
         if settings.profiles_file:
-            for warning in load.load_profiles(Path(settings.profiles_file), POLICIES).warnings:
+            for warning in load.load_profiles(Path(settings.profiles_file), FileCheck()).warnings:
                 _say(f"warning: {settings.profiles_file}: {warning}")
     except ConfigErrors as error:
         errors += error.errors

@@ -4,7 +4,8 @@ A flag that means the same as one of ours is taken under its own name (`RENAMED`
 but speed, or that tunes what this version does not have, is taken and warned about (`NO_EFFECT`). One that somebody
 relies on for correctness or safety is refused with the reason (`REFUSED`): better no start than a false belief.
 Flags with equal name and meaning (`--host`, `--port`, `--policy`, `--max-payload-size`, `--log-level`,
-`--health-failure-threshold`, `--health-success-threshold`) are ours already.
+`--health-failure-threshold`, `--health-success-threshold`, `--cache-threshold`, `--balance-abs-threshold`,
+`--balance-rel-threshold`, `--max-tree-size`) are ours already.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ RENAMED = {
     "--health-check-timeout-secs": "health_timeout_s",
     "--health-check-interval-secs": "health_interval_s",
     "--health-check-endpoint": "health_path",
+    "--cache-match-threshold": "cache_threshold",
+    "--spill-abs-threshold": "balance_abs_threshold",
+    "--spill-rel-threshold": "balance_rel_threshold",
+    "--eviction-interval": "eviction_interval_secs",
 }
 """Flag → key of ServeConfig, same unit."""
 
@@ -27,13 +32,13 @@ LOG_LEVELS = {"warn": "warning"}
 _LATER = "has no effect in this version"
 
 _NO_EFFECT_BY_REASON: dict[str, str] = {
-    f"{_LATER}: cache-aware routing is not in it": """
-        --cache-threshold --cache-match-threshold --balance-abs-threshold --spill-abs-threshold
-        --balance-rel-threshold --spill-rel-threshold --balance-token-usage-threshold
-        --overload-token-usage-threshold --overlap-decay --selection-temperature --eviction-interval
-        --block-size --cache-index --cache-ttl-secs --cache-boundaries
-        --kv-indexer-ttl-secs --kv-indexer-max-entries --prefix-token-count --prefix-hash-load-factor
-        --prefix-hash-balance-abs-threshold""",
+    f"{_LATER}: cache_aware balances by requests": """
+        --balance-token-usage-threshold --overload-token-usage-threshold --overlap-decay --selection-temperature""",
+    "has no effect: there is one index for all policies; see --prefix-block-bytes and --prefix-index-mib": """
+        --block-size --cache-index --cache-ttl-secs --cache-boundaries --kv-indexer-ttl-secs
+        --kv-indexer-max-entries""",
+    "has no effect as a flag: see prefix_hash of a profile": """
+        --prefix-token-count --prefix-hash-load-factor --prefix-hash-balance-abs-threshold""",
     f"{_LATER}: a failed request is not retried": """
         --retry-max-retries --retry-initial-backoff-ms --retry-max-backoff-ms --retry-backoff-multiplier
         --retry-jitter-factor --disable-retries""",
@@ -83,7 +88,7 @@ _REFUSED_BY_REASON: dict[str, str] = {
         --priority-scheduler-enabled --priority-scheduler-default-max-class --priority-scheduler-config
         --priority-scheduler-tenant-metric-top-n""",
     "TLS is not terminated in this version; put a TLS proxy in front": "--tls-cert-path --tls-key-path",
-    "sessions are not kept on one worker in this version": """
+    "sessions are kept by `sticky` of a profile, not by a flag": """
         --routing-key-override --routing-key-headers --max-idle-secs --assignment-mode""",
     "gateways do not form a mesh": """
         --enable-mesh --mesh-server-name --mesh-host --mesh-advertise-host --mesh-port --mesh-peer-urls""",

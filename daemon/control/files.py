@@ -12,7 +12,7 @@ from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, ProfilesFile
 from pointsman.config.serve_sources import read_serve_config
 from pointsman.config.settings import Settings
 from pointsman.daemon.errors import ConfigError, ConfigErrors
-from pointsman.daemon.routing.strategies import STRATEGIES as POLICIES
+from pointsman.daemon.routing.checking import FileCheck
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ def read(settings: Settings) -> Reading:
     """Blocks on the disk."""
     reading = Reading()
     try:
-        reading.profiles = load_profiles(Path(settings.profiles_file or DEFAULT_PROFILES), POLICIES)
+        reading.profiles = load_profiles(Path(settings.profiles_file or DEFAULT_PROFILES), FileCheck())
     except ConfigErrors as error:
         reading.errors += error.errors
     try:
@@ -51,7 +51,7 @@ def read(settings: Settings) -> Reading:
 def _read_config(path: str | None) -> Mapping[str, object] | None:
     if path is None:
         return None
-    settings = read_serve_config({}, Path(path), POLICIES).to_settings(config_file=Path(path))
+    settings = read_serve_config({}, Path(path), FileCheck()).to_settings(config_file=Path(path))
     return msgspec.structs.asdict(settings)
 
 

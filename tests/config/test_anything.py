@@ -19,12 +19,15 @@ from pointsman.config.serve_sources import check_serve_document
 from pointsman.config.workers_file import read_workers
 from pointsman.daemon.cli import check
 from pointsman.daemon.errors import ConfigError, ConfigErrors
+from pointsman.daemon.routing.checking import FileCheck
 
-POLICIES = ("random", "least_request")
+CHECK = FileCheck()
 WORDS = [
     *("profiles", "defaultProfile", "match", "default", "routingStrategy", "routingConfig", "combined", "profile"),
     *("header", "model", "workers", "url", "targets", "labels", "weight", "models", "http://a:1", "random", "api_key"),
     *("__scheme__", "port", "policy", "admin_listen", "worker_networks", "shards", "promptLenBucketMinLength", ""),
+    *("chain", "scorer", "keep", "sticky", "factor", "cacheAware", "dynamo", "temperature", "shared", "maxTreeSize"),
+    *("promptTokensGte", "lockedRoutingStrategy", "pd", "random:2,least-request", "kv_tokens", "prompt_tokens_max"),
 ]
 words = st.sampled_from(WORDS) | st.text(max_size=3)
 scalars = st.none() | st.booleans() | st.integers(-2, 70000) | st.floats() | words
@@ -52,9 +55,9 @@ def test_any_value(value: Any) -> None:
         except ConfigErrors:
             return
     for read in (
-        lambda: read_profiles(document, POLICIES),
+        lambda: read_profiles(document, CHECK),
         lambda: read_workers(document),
-        lambda: check_serve_document(document, POLICIES),
+        lambda: check_serve_document(document, CHECK),
     ):
         for defect in defects_of(read):
             assert defect.line >= 1

@@ -11,8 +11,9 @@ import pytest
 from pointsman.config import documents
 from pointsman.config.load import load_profiles, load_workers
 from pointsman.daemon.errors import ConfigErrors
+from pointsman.daemon.routing.checking import FileCheck
 
-POLICIES = ("round_robin", "random", "least_request", "power_of_two")
+CHECK = FileCheck()
 
 # (file name, content, what each message begins with after the directory, text that must be in it)
 Case = tuple[str, bytes, list[str], str]
@@ -131,11 +132,143 @@ PROFILES: dict[str, Case] = {
         ["p.json:1:21: profiles.a.routingStrategy:"],
         "did you mean 'least_request'?",
     ),
-    "several strategies": (
+    "a strategy that cannot be combined": (
         "p.json",
-        b'{"profiles": {"a": {"routingStrategy": "random:2,least-request"}}}',
+        b'{"profiles": {"a": {"routingStrategy": "round-robin:2,least-request"}}}',
         ["p.json:1:21: profiles.a.routingStrategy:"],
-        "exactly one",
+        "'round_robin' cannot be combined with others (known: dynamo, expected_cost,",
+    ),
+    "an unknown name among several": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "prefix-cash:2,least-request"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "did you mean 'prefix_cache'?",
+    ),
+    "a weight": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "least-request:0.5,prefix-cache"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "a weight is a whole number from 0 to 1000000",
+    ),
+    "no weight above 0": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "random:0"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "every weight is 0",
+    ),
+    "two weights": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "random:1:2"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "more than one weight",
+    ),
+    "an empty name": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "random,"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "a name is empty",
+    ),
+    "control characters in a strategy": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "x\\u0001:0,random"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "printable ASCII",
+    ),
+    "a strategy of AIBrix that is not here": (
+        "p.json",
+        b'{"profiles": {"a": {"routingStrategy": "slo-least-load"}}}',
+        ["p.json:1:21: profiles.a.routingStrategy:"],
+        "not in this version",
+    ),
+    "a lock that cannot be kept": (
+        "p.json",
+        b'{"profiles": {},\n"lockedRoutingStrategy": "pd"}',
+        ["p.json:2:1: lockedRoutingStrategy:"],
+        "prefill/decode routing is not in this version",
+    ),
+    "an unknown lock": (
+        "p.json",
+        b'{"profiles": {},\n"lockedRoutingStrategy": "randm"}',
+        ["p.json:2:1: lockedRoutingStrategy:"],
+        "did you mean 'random'?",
+    ),
+    "unknown key in shared": (
+        "p.json",
+        b'{"profiles": {},\n"shared": {"evictionInterval": 3}}',
+        ["p.json:2:12: shared.evictionInterval:"],
+        "did you mean 'eviction_interval_secs'?",
+    ),
+    "shared out of bounds, in either spelling": (
+        "p.json",
+        b'{"profiles": {},\n"shared": {"evictionIntervalSecs": -1,\n"max_tree_size": 1.5}}',
+        ["p.json:2:12: shared.evictionIntervalSecs:", "p.json:3:1: shared.max_tree_size:"],
+        "expected at least 0",
+    ),
+    "shared no object": ("p.json", b'{"profiles": {}, "shared": 3}', ["p.json:1:18: shared:"], "expected an object"),
+    "parameters, every defect of them": (
+        "p.json",
+        (
+            b'{"profiles": {"a": {\n"cacheAware": {"cacheThreshold": 1.5, "cache_treshold": 1},\n'
+            b'"sticky": {"factor": "2"},\n"dynamo": 3,\n'
+            b'"routingConfig": {\n"expected_cost": {"theta": 1e999, "gamma": -1},\n"llm-d": {"kv": true}}}}}'
+        ),
+        [
+            "p.json:2:16: profiles.a.cacheAware.cacheThreshold: expected at most 1, got 1.5",
+            "p.json:2:39: profiles.a.cacheAware.cache_treshold: unknown key (did you mean 'cache_threshold'?)",
+            "p.json:3:12: profiles.a.sticky.factor: expected a number, got a string",
+            "p.json:4:1: profiles.a.dynamo: expected an object, got a whole number",
+            "p.json:6:19: profiles.a.routingConfig.expected_cost.theta: expected a finite number",
+            "p.json:6:35: profiles.a.routingConfig.expected_cost.gamma: expected at least 0, got -1",
+            "p.json:7:11: profiles.a.routingConfig.llm-d.kv: expected a number, got a truth value",
+        ],
+        "",
+    ),
+    "stages of a chain": (
+        "p.yaml",
+        (
+            b"profiles:\n  a:\n    chain:\n    - {scorer: prefix-cash}\n    - {keep: 0}\n    - 3\n"
+            b"    - {scorer: least-request, with: 1}\n    - {scorer: round-robin}\n"
+        ),
+        [
+            "p.yaml:4:8: profiles.a.chain[0].scorer: unknown policy 'prefix_cash' (did you mean 'prefix_cache'?",
+            "p.yaml:5:7: profiles.a.chain[1].scorer: is required",
+            "p.yaml:5:8: profiles.a.chain[1].keep: expected at least 1, got 0",
+            "p.yaml:6:7: profiles.a.chain[2]: expected an object, got a whole number",
+            "p.yaml:7:31: profiles.a.chain[3].with: unknown key (did you mean 'within'?)",
+            "p.yaml:8:8: profiles.a.chain[4].scorer: 'round_robin' cannot be combined",
+        ],
+        "",
+    ),
+    "chain no list": ("p.json", b'{"profiles": {"a": {"chain": {}}}}', ["p.json:1:21: profiles.a.chain:"], "a list of"),
+    "a section twice": (
+        "p.json",
+        b'{"profiles": {"a": {"llm_d": {},\n"routingConfig": {"llmD": {}}}}}',
+        ["p.json:2:19: profiles.a.routingConfig.llmD:"],
+        "is given twice (also as profiles.a.llm_d)",
+    ),
+    "a parameter twice": (
+        "p.json",
+        b'{"profiles": {"a": {"sticky": {"idle_secs": 1,\n"idleSecs": 2}}}}',
+        ["p.json:2:1: profiles.a.sticky.idleSecs:"],
+        "is given twice",
+    ),
+    "a section misspelt": (
+        "p.json",
+        b'{"profiles": {"a": {"cache_awre": {}}}}',
+        ["p.json:1:21: profiles.a.cache_awre:"],
+        "did you mean 'cache_aware'?",
+    ),
+    "a number beyond all": (
+        "p.json",
+        b'{"profiles": {"a": {"dynamo": {"temperature": 1' + b"0" * 400 + b"}}}}",
+        ["p.json:1:32: profiles.a.dynamo.temperature:"],
+        "is too large",
+    ),
+    "bucket upside down over both nestings": (
+        "p.json",
+        b'{"profiles": {"a": {"promptLenBucketMaxLength": 8,\n"routingConfig": {"promptLenBucketMinLength": 9}}}}',
+        ["p.json:1:21: profiles.a.promptLenBucketMaxLength:"],
+        "is below promptLenBucketMinLength (9)",
     ),
     "default profile missing": (
         "p.json",
@@ -248,6 +381,19 @@ WORKERS: dict[str, Case] = {
         ["w.yaml:3:5: [0].targets[1]:"],
         "again (first in line 2)",
     ),
+    "prompt bounds upside down": (
+        "w.json",
+        b'[{"url": "http://a", "prompt_tokens_min": 9,\n"promptLenBucketMaxLength": 8}]',
+        ["w.json:2:1: [0].promptLenBucketMaxLength:"],
+        "is below the shortest prompt (9 tokens)",
+    ),
+    "prompt bounds upside down in labels": (
+        "w.yaml",
+        b"- targets: [a:1]\n  labels:\n    promptLenBucketMinLength: 9\n    prompt_tokens_max: '8'\n",
+        ["w.yaml:4:5: [0].labels.prompt_tokens_max:"],
+        "is below the shortest prompt (9 tokens)",
+    ),
+    "no KV cache": ("w.json", b'[{"url": "http://a", "kv_tokens": 0}]', ["w.json:1:22: [0].kv_tokens:"], "at least 1"),
     "targets a string": ("w.yaml", b"- targets: a:1\n", ["w.yaml:1:3: [0].targets:"], "expected a list"),
     "label weight": (
         "w.yaml",
@@ -269,7 +415,7 @@ WORKERS: dict[str, Case] = {
     ),
 }
 
-CASES = [pytest.param(load_profiles, (POLICIES,), *case, id=f"profiles: {name}") for name, case in PROFILES.items()]
+CASES = [pytest.param(load_profiles, (CHECK,), *case, id=f"profiles: {name}") for name, case in PROFILES.items()]
 CASES += [pytest.param(load_workers, (), *case, id=f"workers: {name}") for name, case in WORKERS.items()]
 
 
@@ -302,7 +448,7 @@ def test_a_key_is_never_shown(tmp_path: Path) -> None:
     assert "4711" not in str(caught.value)
 
 
-@pytest.mark.parametrize("load", [lambda path: load_profiles(path, POLICIES), load_workers])
+@pytest.mark.parametrize("load", [lambda path: load_profiles(path, CHECK), load_workers])
 def test_what_is_no_file_is_said_so(tmp_path: Path, load: Callable[[Path], object]) -> None:
     (tmp_path / "d.json").mkdir()
     os.mkfifo(tmp_path / "f.json")

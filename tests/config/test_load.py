@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, load_profiles, load_workers
-from pointsman.config.snapshot import Match, Profile
+from pointsman.config.profiles_file import LATER
+from pointsman.config.snapshot import MAX_TOKENS, Match, Profile
+from pointsman.daemon.routing.checking import FileCheck
 
-POLICIES = ("round_robin", "random", "least_request", "power_of_two")
+CHECK = FileCheck()
 EXAMPLES = DEFAULT_PROFILES.parent / "examples"
 
 PROFILES_TOML = """
@@ -34,7 +36,7 @@ header = { X-Job = "nightly-*" }
 PROFILES_YAML = """
 defaultProfile: chat
 profiles:
-  chat: {routingStrategy: least_request}
+  chat: {routingStrategy: least-request}
   plain: {}
 match:
 - {profile: plain, model: qwen*}
@@ -55,8 +57,8 @@ def write(tmp_path: Path, name: str, text: str) -> Path:
 @pytest.mark.parametrize(("name", "text"), [("p.toml", PROFILES_TOML), ("p.yml", PROFILES_YAML)])
 def test_profiles_mean_the_same_in_every_format(tmp_path: Path, name: str, text: str) -> None:
     path = write(tmp_path, name, text)
-    found = load_profiles(path, POLICIES)
-    assert found.profiles == {"chat": Profile("chat", "least_request"), "plain": Profile("plain", None)}
+    found = load_profiles(path, CHECK)
+    assert found.profiles == {"chat": Profile("chat", "least-request"), "plain": Profile("plain")}
     assert found.default_profile == "chat"
     assert found.matches == (
         Match("plain", model="qwen*"),
@@ -76,7 +78,7 @@ def test_profiles_mean_the_same_in_every_format(tmp_path: Path, name: str, text:
     ],
 )
 def test_the_default_profile_is_called_default_if_there_is_one(tmp_path: Path, text: str, default: str | None) -> None:
-    assert load_profiles(write(tmp_path, "p.json", text), POLICIES).default_profile == default
+    assert load_profiles(write(tmp_path, "p.json", text), CHECK).default_profile == default
 
 
 def test_an_aibrix_annotation_is_taken_and_what_does_not_act_is_said(tmp_path: Path) -> None:
@@ -87,6 +89,7 @@ def test_an_aibrix_annotation_is_taken_and_what_does_not_act_is_said(tmp_path: P
         "profiles": {
             "default": {"routingStrategy": "random", "promptLenBucketMinLength": 0, "combined": False},
             "pd": {
+                "routingStrategy": "pd",
                 "requestsPerSecond": 0.5,
                 "requestsInflight": 8,
                 "requestsPerSecondPerReplica": 1,
@@ -104,32 +107,38 @@ def test_an_aibrix_annotation_is_taken_and_what_does_not_act_is_said(tmp_path: P
             },
         },
     }
-    found = load_profiles(write(tmp_path, "p.json", json.dumps(annotation)), POLICIES)
+    found = load_profiles(write(tmp_path, "p.json", json.dumps(annotation)), CHECK)
     assert found.profiles["default"].strategy == "random"
-    keys = [warning.removesuffix(": read, has no effect in this version") for warning in found.warnings]
-    assert keys[0] == "lockedRoutingStrategy"
-    assert {"profiles.default.combined", "profiles.pd.requestsPerSecond", "profiles.pd.requestsInflight"} < set(keys)
-    assert sum(key.startswith("profiles.pd.routingConfig.") for key in keys) == 9
-    assert len(keys) == 15
+    assert found.locked_strategy == "prefix-cache"
+    inert = [w.removesuffix(": read, has no effect in this version") for w in found.warnings]
+    assert inert == [
+        f"profiles.pd.routingStrategy: prefill/decode routing is not in this version; {LATER}",
+        "profiles.pd.requestsPerSecond",
+        "profiles.pd.requestsPerSecondPerReplica",
+        "profiles.pd.requestsInflight",
+        "profiles.pd.routingConfig.combined",
+        "profiles.pd.routingConfig.prefillScorePolicy",
+        "profiles.pd.routingConfig.decodeScorePolicy",
+    ]
 
 
 def test_a_rule_that_hides_the_next_ones_is_said(tmp_path: Path) -> None:
     text = '{"profiles": {"a": {}}, "match": [{"profile": "a"}, {"profile": "a", "model": "x"}]}'
-    found = load_profiles(write(tmp_path, "p.json", text), POLICIES)
+    found = load_profiles(write(tmp_path, "p.json", text), CHECK)
     assert found.warnings == ("match[0]: has no condition, so the entries after it are never reached",)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
     text = '\ufeff{"profiles":\r\n {"a": {}}}'
-    assert list(load_profiles(write(tmp_path, "p.json", text), POLICIES).profiles) == ["a"]
+    assert list(load_profiles(write(tmp_path, "p.json", text), CHECK).profiles) == ["a"]
 
 
 def test_the_shipped_profiles_and_the_examples_are_valid() -> None:
-    shipped = load_profiles(DEFAULT_PROFILES, POLICIES)
+    shipped = load_profiles(DEFAULT_PROFILES, CHECK)
     assert shipped.default_profile == "default"
-    assert {profile.strategy for profile in shipped.profiles.values()} == {None, *POLICIES}
+    assert shipped.profiles["cache-aware"].strategy == "cache-aware"
     assert not shipped.warnings
-    assert not load_profiles(EXAMPLES / "profiles.json", POLICIES).warnings
+    assert not load_profiles(EXAMPLES / "profiles.json", CHECK).warnings
     assert len(load_workers(EXAMPLES / "workers.json")) == 3
     assert load_workers(EXAMPLES / "workers_file_sd.yaml")[0].models == ("qwen2.5-7b", "qwen2.5-7b-lora")
 
@@ -142,6 +151,9 @@ FULL = DeclaredWorker(
     weight=2.0,
     labels={"rack": "b"},
     api_key="hush",
+    prompt_tokens_min=10,
+    prompt_tokens_max=8192,
+    kv_tokens=400_000,
     line=2,
 )
 OWN = {
@@ -152,6 +164,9 @@ OWN = {
     "weight": 2,
     "labels": {"rack": "b"},
     "api_key": "hush",
+    "promptLenBucketMinLength": 10,
+    "prompt_tokens_max": 8192,
+    "kv_tokens": 400000,
 }
 
 
@@ -171,13 +186,15 @@ def test_no_workers_is_valid(tmp_path: Path) -> None:
 def test_workers_of_the_file_sd_shape(tmp_path: Path) -> None:
     text = """
 - targets: [a, "b:8000", "https://c:1/x/"]
-  labels: {__scheme__: https, models: "m1, m2", weight: 2, worker_type: decode, __meta_x: y, env: prod}
+  labels: {__scheme__: https, models: "m1, m2", weight: 2, worker_type: decode, __meta_x: y, env: prod,
+           promptLenBucketMinLength: 5, promptLenBucketMaxLength: "0", kv_tokens: 9}
 - targets: ["d:9"]
 """
     a, b, c, d = load_workers(write(tmp_path, "w.yaml", text))
     assert [w.url for w in (a, b, c, d)] == ["https://a", "https://b:8000", "https://c:1/x", "http://d:9"]
     assert (a.models, a.weight, a.worker_type, a.labels, a.line) == (("m1", "m2"), 2.0, "decode", {"env": "prod"}, 2)
-    assert (d.models, d.labels, d.line) == ((), {}, 4)
+    assert (a.prompt_tokens_min, a.prompt_tokens_max, a.kv_tokens) == (5, MAX_TOKENS, 9)
+    assert (d.models, d.labels, d.line) == ((), {}, 5)
 
 
 def test_workers_in_toml_know_their_lines(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from pointsman.config.models import PATH_KEYS, ServeConfig
 from pointsman.config.serve_sources import FlagValue, check_serve_document, read_serve_config, unknown_variables
 from pointsman.config.settings import Settings
 from pointsman.daemon.errors import ConfigErrors
+from pointsman.daemon.routing.checking import FileCheck
 
-POLICIES = ("round_robin", "random", "least_request", "power_of_two")
+CHECK = FileCheck()
 RESOLVED = {"shards", "admin_listen", "runtime_dir", "state_dir"}
 EXAMPLE = Path(settings.__file__).parent / "examples" / "pointsman.toml"
 
@@ -34,7 +35,7 @@ def settings_of(toml: str = "", tmp_path: Path | None = None, **flags: FlagValue
     if tmp_path is not None:
         file = tmp_path / "pointsman.toml"
         file.write_text(toml or "# nothing\n")
-    return read_serve_config(flags, file, POLICIES).to_settings(config_file=file)
+    return read_serve_config(flags, file, CHECK).to_settings(config_file=file)
 
 
 def errors_of(toml: str = "", tmp_path: Path | None = None, **flags: FlagValue) -> list[str]:
@@ -50,7 +51,11 @@ def test_settings_and_serve_config_have_the_same_keys_types_and_defaults() -> No
         if key in RESOLVED:
             continue
         assert field.default == light[key].default, key
-        kinds = {str} if key == "log_level" else set(typing.get_args(field.annotation)) or {field.annotation}
+        kinds = (
+            {str}
+            if key in ("log_level", "explain_header")
+            else set(typing.get_args(field.annotation)) or {field.annotation}
+        )
         assert kinds == set(typing.get_args(light[key].type)) or kinds == {light[key].type}, key
     assert {key for key in light if key.endswith(("_file", "_dir"))} - {"config_file"} == PATH_KEYS
 
@@ -103,7 +108,7 @@ def test_every_key_is_read_from_every_source(tmp_path: Path, monkeypatch: pytest
     for key in values:
         monkeypatch.delenv(f"POINTSMAN_{key.upper()}")
     flags: dict[str, FlagValue] = {key: text for key, (text, _value) in values.items()}
-    assert read_serve_config(flags, None, POLICIES).to_settings() == found
+    assert read_serve_config(flags, None, CHECK).to_settings() == found
     toml = "\n".join(f"{key} = {msgspec.json.encode(value).decode()}" for key, (_text, value) in values.items())
     assert msgspec.structs.replace(settings_of(toml, tmp_path), config_file=None) == found
 
@@ -150,7 +155,11 @@ def test_errors_name_flag_variable_or_line(tmp_path: Path, monkeypatch: pytest.M
         ("request_timeout_s = 0", "request_timeout_s: expected at least 0.001"),
         ("strict_models = 1", "strict_models: expected true or false"),
         ("policy = 'least_reqest'", "policy: unknown policy 'least_reqest' (did you mean 'least_request'?"),
-        ("policy = 'cache_aware'", "known: least_request, power_of_two, random, round_robin"),
+        ("policy = 'random,power-of-two'", "policy: 'power_of_two' cannot be combined with others"),
+        ("policy = 'random:x'", "policy: a weight is a whole number"),
+        ("policy = 'pd'", "policy: prefill/decode routing is not in this version"),
+        ("cache_threshold = 1.5", "cache_threshold: expected at most 1"),
+        ("balance_abs_threshold = -1", "balance_abs_threshold: expected at least 0"),
         ("workers = 'http://a'", "workers: expected a list"),
         ("workers = ['http://a', 3]", "workers: expected a string"),
         ("workers = ['a:80']", "workers: 'a:80': expected a URL"),
@@ -198,7 +207,7 @@ def test_the_example_shows_every_key_with_its_default() -> None:
 
 def test_a_file_is_checked_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTSMAN_PORT", "nonsense")
-    assert set(check_serve_document(documents.read(EXAMPLE), POLICIES)) == {"host", "port", "workers"}
+    assert set(check_serve_document(documents.read(EXAMPLE), CHECK)) == {"host", "port", "workers"}
 
 
 def test_misspelt_variables_are_noticed() -> None:

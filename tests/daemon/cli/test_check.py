@@ -13,11 +13,12 @@ EXAMPLES = DEFAULT_PROFILES.parent / "examples"
 
 
 def test_the_shipped_files_are_ok(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["pointsman.toml", "profiles.json", "workers.json", "workers_file_sd.yaml"]
+    names = ["pointsman.toml", "profiles.json", "aibrix_profiles.json", "workers.json", "workers_file_sd.yaml"]
     assert check.run([str(EXAMPLES / name) for name in names]) == EXIT_OK
     assert capsys.readouterr().out.replace(f"{EXAMPLES}/", "").splitlines() == [
         "pointsman.toml: ok (settings, 3 keys)",
-        "profiles.json: ok (profiles, 3 profiles, 3 match rules)",
+        "profiles.json: ok (profiles, 5 profiles, 4 match rules)",
+        "aibrix_profiles.json: ok (profiles, 3 profiles, 0 match rules)",
         "workers.json: ok (workers, 3 workers)",
         "workers_file_sd.yaml: ok (workers, 2 workers)",
     ]

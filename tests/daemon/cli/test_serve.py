@@ -69,6 +69,11 @@ def test_the_flags_of_the_readme(tmp_path: Path) -> None:
     assert Path(found.runtime_dir).is_dir()
 
 
+@pytest.mark.parametrize("policy", ["cache_aware", "least_request:40,prefix_cache:60", "expected_cost"])
+def test_the_policy_may_be_any_strategy(policy: str) -> None:
+    assert started("--policy", policy).policy == policy
+
+
 def test_nothing_at_all_is_a_valid_start() -> None:
     assert started().workers == ()
 
@@ -99,7 +104,7 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
         (("stray",), "unexpected argument 'stray'"),
         (("--port", "65536"), "--port: expected at most 65535"),
         (("--port", "http"), "--port: expected a whole number, got 'http'"),
-        (("--policy", "cache_aware"), "--policy: unknown policy 'cache_aware'"),
+        (("--policy", "cash_aware"), "--policy: unknown policy 'cash_aware' (did you mean 'cache_aware'?"),
         (("--policy", "least-reqest"), "did you mean 'least_request'?"),
         (("--workers", "10.0.0.1:80"), "--workers: '10.0.0.1:80': expected a URL"),
         (("--work", "http://a"), "unknown flag --work"),
@@ -159,6 +164,15 @@ SAME = {
     "--log-level": ("warn", "log_level", "warning"),
     "--health-failure-threshold": ("4", "health_failure_threshold", 4),
     "--health-success-threshold": ("2", "health_success_threshold", 2),
+    "--cache-threshold": ("0.5", "cache_threshold", 0.5),
+    "--balance-abs-threshold": ("32", "balance_abs_threshold", 32),
+    "--balance-rel-threshold": ("1.0001", "balance_rel_threshold", 1.0001),
+    "--max-tree-size": ("1048576", "max_tree_size", 1048576),
+    "--cache-match-threshold": ("0.5", "cache_threshold", 0.5),
+    "--spill-abs-threshold": ("32", "balance_abs_threshold", 32),
+    "--spill-rel-threshold": ("1.1", "balance_rel_threshold", 1.1),
+    "--eviction-interval": ("30", "eviction_interval_secs", 30.0),
+    "--eviction-interval-secs": ("30", "eviction_interval_secs", 30.0),
     "--worker-urls": ("http://a", "workers", ("http://a",)),
     "--request-timeout-secs": ("9", "request_timeout_s", 9.0),
     "--shutdown-grace-period-secs": ("180", "shutdown_grace_s", 180.0),

@@ -97,6 +97,24 @@ async def test_an_edit_is_taken_over_without_a_call(tmp_path: Path, worker: Engi
         assert daemon.current.default_profile is None
 
 
+async def test_an_edit_of_parameters_alone_makes_a_generation(tmp_path: Path) -> None:
+    profile: dict[str, Any] = {"routingStrategy": "cache-aware", "cache_aware": {"cache_threshold": 0.5}}
+    path = write(tmp_path / "profiles.json", {"profiles": {"p": profile}})
+    async with supervisor(tmp_path, profiles_file=str(path)) as daemon:
+        await daemon.start()
+        first = daemon.current
+        assert first.profiles["p"].routing == {"cache_aware": {"cache_threshold": 0.5}}
+        profile["cache_aware"]["cache_threshold"] = 0.6
+        write(path, {"profiles": {"p": profile}, "shared": {"eviction_interval_secs": 9}})
+        await until(lambda: daemon.current.profiles["p"].routing == {"cache_aware": {"cache_threshold": 0.6}})
+        assert daemon.current.generation == first.generation + 1
+        assert daemon.current.eviction_interval_secs == 9
+        write(path, {"profiles": {"p": profile}, "shared": {"evictionIntervalSecs": 9.0}})
+        before = (await daemon.get("/config"))["last_reload_at"]
+        await daemon.config_becomes(lambda config: config["last_reload_at"] > before)
+        assert daemon.current.generation == first.generation + 1
+
+
 async def test_each_file_is_a_transaction_of_its_own(tmp_path: Path, worker: Engine) -> None:
     async with supervisor(tmp_path, **files(tmp_path, worker)) as daemon:
         await daemon.start()

@@ -1,12 +1,16 @@
 """From registry and rules to a snapshot."""
 
+from typing import Any
+
+import pytest
 from msgspec.structs import replace
 
 from pointsman.config.load import DeclaredWorker
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import MODEL_OTHER, Match, Profile, decode, encode
+from pointsman.config.snapshot import MAX_TOKENS, MODEL_OTHER, Hints, Match, Profile, decode, encode
 from pointsman.daemon.control.desired import (
     MAX_MODELS,
+    THRESHOLDS,
     Rules,
     compile_snapshot,
     content_hash,
@@ -14,6 +18,8 @@ from pointsman.daemon.control.desired import (
     is_same_content,
     rules_in,
 )
+from pointsman.daemon.routing.cache_aware import CacheAwareParameters
+from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.workers.address import parse
 from pointsman.daemon.workers.registry import Worker
 
@@ -35,6 +41,61 @@ def test_a_snapshot_says_what_was_declared() -> None:
     assert (spec.models, spec.weight, spec.labels, spec.api_key) == (("m",), 2.0, {"gpu": "a100"}, "k")
     assert (snapshot.default_policy, snapshot.strict_models, snapshot.models) == ("round_robin", True, ("other", "m"))
     assert rules_in(decode(encode(snapshot))) == rules
+
+
+def test_a_snapshot_says_what_workers_take_and_hold() -> None:
+    declared = worker(0, prompt_tokens_min=5, prompt_tokens_max=9, kv_tokens=1000)
+    (bounded, free) = compile_snapshot([declared, worker(1)], Rules(), SETTINGS, ()).workers
+    assert (bounded.prompt_tokens_min, bounded.prompt_tokens_max, bounded.kv_tokens) == (5, 9, 1000)
+    assert (free.prompt_tokens_min, free.prompt_tokens_max, free.kv_tokens) == (0, MAX_TOKENS, None)
+
+
+def test_a_snapshot_says_what_is_shared() -> None:
+    rules = Rules(locked_strategy="random", eviction_interval_secs=3.0, max_tree_size=5000)
+    snapshot = compile_snapshot([], rules, SETTINGS, ())
+    assert (snapshot.locked_strategy, snapshot.eviction_interval_secs, snapshot.max_tree_size) == ("random", 3.0, 5000)
+    assert rules_in(decode(encode(snapshot))) == rules
+
+
+def test_thresholds_of_the_settings_are_the_defaults_of_cache_aware_everywhere() -> None:
+    profile = Profile("p", routing={"cache_aware": {"cache_threshold": 0.9}, "sticky": {"factor": 3.0}})
+    rules = Rules({"p": profile, "q": Profile("q", "random")})
+    usual = compile_snapshot([], rules, SETTINGS, ())
+    assert usual.default_routing == {}
+    assert usual.profiles == rules.profiles
+    settings = replace(SETTINGS, policy="cache_aware", cache_threshold=0.5, balance_abs_threshold=32)
+    snapshot = compile_snapshot([], rules, settings, ())
+    assert snapshot.default_routing == {"cache_aware": {"cache_threshold": 0.5, "balance_abs_threshold": 32}}
+    assert snapshot.profiles["p"].routing == {
+        "cache_aware": {"cache_threshold": 0.9, "balance_abs_threshold": 32},
+        "sticky": {"factor": 3.0},
+    }
+    assert snapshot.profiles["q"].routing == snapshot.default_routing
+    again = compile_snapshot([], rules_in(snapshot), settings, ())
+    assert is_same_content(again, snapshot)
+    RoutingTable(snapshot)
+
+
+def test_the_settings_have_the_defaults_of_cache_aware() -> None:
+    parameters = CacheAwareParameters()
+    assert all(getattr(SETTINGS, name) == getattr(parameters, name) for name in THRESHOLDS)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"routing": {"sticky": {"factor": 2.5}}},
+        {"routing": {"chain": [{"scorer": "random", "keep": 2}]}},
+        {"hints": Hints(prompt_tokens_gte=5)},
+        {"prompt_tokens_max": 10},
+        {"strategy": "random:2,least_request"},
+    ],
+)
+def test_a_change_of_parameters_alone_is_another_content(changed: dict[str, Any]) -> None:
+    before = compile_snapshot([], Rules({"p": Profile("p")}), SETTINGS, ())
+    after = compile_snapshot([], Rules({"p": replace(Profile("p"), **changed)}), SETTINGS, ())
+    assert not is_same_content(before, after)
+    assert content_hash(before) != content_hash(after)
 
 
 def test_a_worker_without_an_address_has_no_place_yet() -> None:

@@ -70,6 +70,25 @@ async def test_a_late_rollout_takes_nothing_back_and_is_looked_at_again(bench: B
     assert bench.reloader.is_ok
 
 
+async def test_parameters_lock_and_shared_section_are_taken(bench: Bench) -> None:
+    await bench.reloader.start(0)
+    profiles = {"one": {"routingStrategy": "cache-aware", "cache-aware": {"cacheThreshold": 0.5}}}
+    write(bench.profiles, {"profiles": profiles, "lockedRoutingStrategy": "random", "shared": {"max_tree_size": 5000}})
+    await bench.reloader.reload()
+    rules = bench.reloader.rules
+    assert rules.profiles["one"].routing == {"cache_aware": {"cache_threshold": 0.5}}
+    assert (rules.locked_strategy, rules.max_tree_size, rules.eviction_interval_secs) == ("random", 5000, None)
+
+
+async def test_a_bad_parameter_leaves_everything_in_force_and_is_named(bench: Bench) -> None:
+    await bench.reloader.start(0)
+    write(bench.profiles, '{"profiles": {"two": {\n"sticky": {"factor": 0}}}}')
+    await bench.reloader.reload()
+    assert list(bench.reloader.rules.profiles) == ["one"]
+    (error,) = bench.reloader.errors
+    assert str(error) == f"{bench.profiles}:2:12: profiles.two.sticky.factor: expected at least 1, got 0"
+
+
 async def test_too_many_workers_wait_for_slots(bench: Bench) -> None:
     urls = [{"url": f"http://10.0.0.{number}:8000"} for number in range(1, 5)]
     write(bench.workers, {"workers": urls[:2]})
