@@ -109,8 +109,9 @@ class RedisBackend:
     def _send(self, commands: Sequence[tuple[object, ...]]) -> list[Any]:
         """An answer or an exception for each. Raises redis' errors when the connection fails."""
         with self._client.pipeline(transaction=False) as pipeline:
+            queue: Callable[..., object] = pipeline.execute_command
             for command in commands:
-                pipeline.execute_command(*command)
+                queue(*command)
             answers: list[Any] = pipeline.execute(raise_on_error=False)
             return answers
 

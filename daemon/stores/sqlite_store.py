@@ -212,7 +212,7 @@ class _Connection:
             raise
 
     def prepare(self) -> None:
-        """Makes the tables of a new file. Raises StoreUnusableError when the file is of another kind or a later format."""
+        """Makes the tables of a new file. Raises StoreUnusableError when it is of another kind or a later format."""
         with _transaction(self._db):
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
             (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
