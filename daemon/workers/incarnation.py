@@ -63,7 +63,8 @@ class Incarnation:
         self._is_suspected |= is_refused and self._is_known
 
     def came_up(self) -> str | None:
-        """A probe succeeded again."""
+        """A probe succeeded, for the first time or again."""
+        self._is_known = True  # from here on it may fill a cache, whether its page was read or not
         if not self._is_suspected or (self._seen.has_mark and not self._are_several):
             return None
         self._forget()
