@@ -11,10 +11,10 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from pointsman.config.settings import Settings
+from pointsman.daemon.dispatch.router import LiveRouter
 from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
-from pointsman.daemon.routing.live import LiveRouter
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.explanations import ExplanationLog

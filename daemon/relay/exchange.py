@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from pointsman.config.snapshot import WorkerSpec
+from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.errors import RequestError, bad_answer, connect_failed, model_not_found, no_worker, worker_timeout
 from pointsman.daemon.relay.access import request_fields
 from pointsman.daemon.relay.answers import error_event
@@ -34,7 +35,6 @@ from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
 from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, read_usage
-from pointsman.daemon.routing.live import Ask
 from pointsman.daemon.routing.picking import REASONS
 from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable

@@ -1,4 +1,4 @@
-"""What policies may read of a fleet, however it is kept: in plain Python (fleet.py) or in shared memory (shared.py).
+"""What policies may read of a fleet, kept in plain Python (fleet.py) or in shared memory (dispatch/fleet.py).
 
 Workers are positions from 0 in declaration order. How deep a prompt is held is a number in the chain's own unit
 (blocks or characters), which only the chain can turn into characters or a share.

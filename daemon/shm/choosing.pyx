@@ -1,6 +1,6 @@
 """Choose and book in one native step, for the policy that most requests go by; booking and its end for all of them.
 
-The steps are those of routing.live over words, bookings and index, in the same order and under the same two mutexes:
+The steps are those of dispatch.router over words, bookings and index, in the same order and under the same two mutexes:
 routing mutex, then the index'. A mutex that is not to be had in time is answered by a way that does without it; the
 counters in the segment tell how often. Every row that is written here has this process as its one writer, or belongs
 to the routing mutex.

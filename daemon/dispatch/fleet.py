@@ -1,4 +1,4 @@
-"""The fleet of one generation as policies see it (views.FleetView), over the state that all shards share.
+"""The fleet of one generation as policies see it (routing.views.FleetView), over the state that all shards share.
 
 Everything is read at the moment that it is asked for, so it must be asked for with the routing mutex held; only
 explanations, which book nothing, read without it.

@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from pointsman.config.snapshot import Profile, Snapshot, WorkerSpec
+from pointsman.daemon.dispatch.router import Ask, LiveRouter
 from pointsman.daemon.errors import RequestError
-from pointsman.daemon.routing.live import Ask, LiveRouter
 from pointsman.daemon.routing.picking import REASONS
 from pointsman.daemon.routing.prompt import Request
 from pointsman.daemon.routing.request import json_features

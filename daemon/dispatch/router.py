@@ -2,7 +2,7 @@
 
 The default policy without special headers, length buckets or sessions takes the short way: one native call picks
 (`Bookings.choose`, equal to `expected_cost.ExpectedCost` by a differential test). Everything else goes by the policies
-of this package over `SharedFleet`. Both run under the routing mutex, from the match to the booking, so two shards that
+of `routing` over `SharedFleet`. Both run under the routing mutex, from the match to the booking, so two shards that
 pick at the same moment see each other. When a mutex cannot be had in time (its holder is stopped) the choice is made
 by what can be read without it, and that is counted.
 """
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pointsman.config.snapshot import WorkerSpec
+from pointsman.daemon.dispatch.fleet import SharedChain, SharedFleet
 from pointsman.daemon.routing.eligibility import narrow
 from pointsman.daemon.routing.expected_cost import lost_with
 from pointsman.daemon.routing.picking import IMBALANCE, REASONS, STALE, Explanation, Situation
@@ -21,7 +22,6 @@ from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN
 from pointsman.daemon.routing.prompt import Request as Description
 from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.scorers import MAX_KEY
-from pointsman.daemon.routing.shared import SharedChain, SharedFleet
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.bookings import NONE
