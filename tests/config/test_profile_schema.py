@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from pointsman.config import profile_parameters
 from pointsman.config.load import DEFAULT_PROFILES, ProfilesFile, load_profiles
+from pointsman.config.profiles_schema import ProfileSection, ProfilesSection, RoutingConfig, SharedSection
 from pointsman.config.snapshot import MAX_TOKENS, Hints, Profile, Snapshot, decode, encode
+from pointsman.config.workers_schema import Capacity
 from pointsman.daemon.errors import ConfigErrors
+from pointsman.daemon.routing.chain import Stage
 from pointsman.daemon.routing.checking import SECTIONS, FileCheck
 from pointsman.daemon.routing.costs import ALL_SCORERS
 from pointsman.daemon.routing.strategies import STRATEGIES, RoutingProfile, build, read_profile
@@ -326,3 +329,14 @@ def test_whatever_a_valid_file_says_routing_takes_it(written: dict[str, Any], lo
     snapshot = Snapshot(1, profiles=found.profiles, locked_strategy=found.locked_strategy)
     assert decode(encode(snapshot)) == snapshot
     RoutingTable(snapshot)
+
+
+def test_the_reference_has_every_strategy_and_every_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    structs: list[type[msgspec.Struct]] = [*SECTIONS.values(), Stage]
+    parameters = {name for struct in structs for name in struct.__struct_fields__}
+    models = (ProfilesSection, ProfileSection, RoutingConfig, SharedSection)
+    keys = {field.alias or name for model in models for name, field in model.model_fields.items()}
+    capacity = {field.alias or name for name, field in Capacity.model_fields.items()}
+    missing = {name for name in STRATEGIES | parameters | keys | capacity if f"`{name}" not in text}
+    assert not missing

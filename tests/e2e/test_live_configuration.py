@@ -169,7 +169,7 @@ def test_an_edit_changes_the_policy_of_the_next_request_on_every_shard(
         assert picked == turns, "round robin goes on from shard to shard"
         for reply in replies:
             line = gate.wait_log("request", id=reply.headers["x-request-id"], timeout_s=2)
-            assert (line["policy"], line["profile"], line["generation"]) == ("round_robin", "after", reply.generation)
+            assert (line["policy"], line["profile"], line["generation"]) == ("round-robin", "after", reply.generation)
 
 
 def test_profiles_by_header_and_by_rules(engines: list[str], tmp_path: Path) -> None:

@@ -161,11 +161,18 @@ async def test_a_worker_that_is_removed_while_it_is_added_leaves_no_trace(daemon
 
 async def test_a_patch_is_published(daemon: Supervisor) -> None:
     async with engine() as worker:
-        view = await daemon.add(worker.url, labels={"a": "b"})
-        status, _ = await daemon.call("PATCH", f"/workers/{view['id']}", {"weight": 4})
+        view = await daemon.add(worker.url, labels={"a": "b"}, promptLenBucketMinLength=3)
+        body = {"weight": 4, "prompt_tokens_max": 100, "kv_tokens": 5000}
+        status, _ = await daemon.call("PATCH", f"/workers/{view['id']}", body)
         assert status == 202
         (spec,) = daemon.current.workers
         assert (spec.weight, spec.labels, spec.id) == (4.0, {"a": "b"}, view["id"])
+        assert (spec.prompt_tokens_min, spec.prompt_tokens_max, spec.kv_tokens) == (3, 100, 5000)
+        (shown,) = await daemon.workers()
+        assert (shown["prompt_tokens_min"], shown["prompt_tokens_max"], shown["kv_tokens"]) == (3, 100, 5000)
+        status, answer = await daemon.call("PATCH", f"/workers/{view['id']}", {"prompt_tokens_max": 2})
+        assert (status, answer["code"]) == (400, "BAD_REQUEST")
+        assert daemon.current.workers == (spec,)
 
 
 async def test_there_are_as_many_workers_as_slots(tmp_path: Path) -> None:
