@@ -37,7 +37,7 @@ from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
 from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, read_usage
 from pointsman.daemon.routing.picking import REASONS
 from pointsman.daemon.routing.request import Features
-from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
+from pointsman.daemon.routing.table import Plan, Pool, RoutingTable, strategy_line
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import Booked
 from pointsman.daemon.shm.decisions import UNKNOWN
@@ -413,9 +413,8 @@ class Exchange:
         head = b"X-Request-Id: %b\r\n%b" % (self.request.request_id, upstream.pool.identity(self.table.generation))
         if plan is None:
             return head
-        head += plan.answer_lines
-        if self.asked_strategy:
-            head += b"Routing-Strategy: %b\r\n" % self.asked_strategy.encode("latin-1", "replace")
+        asked = self.asked_strategy
+        head += plan.profile_line + (strategy_line(asked) if asked else plan.strategy_line)
         explanation = self._explanation() if self.request.wants_explanation else None
         return head if explanation is None else b"%bX-Pointsman-Decision: %b\r\n" % (head, explanation)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -120,13 +120,20 @@ def build(profile: RoutingProfile, strategy: str | None = None) -> Policy:
     if name in _SINGLE:
         return _SINGLE[name](profile)
     if is_exclusive(name):
-        raise bad_strategy(text, f"{name} is not available here")
+        raise bad_strategy(text, f"{name} is not in this version; known are {_names()}")
     return Weighted([(_scorer(text, name), 1)])
+
+
+def _names(of: Iterable[str] = STRATEGIES) -> str:
+    return ", ".join(sorted(of))
 
 
 def _scorer(text: str, name: str) -> Scorer:
     scorer = ALL_SCORERS.get(canonical(name))
     if scorer is None:
-        known = canonical(name) in _SINGLE
-        raise bad_strategy(text, f"{name[:60]!r} {'cannot be combined' if known else 'is not a strategy'}")
+        if canonical(name) in _SINGLE:
+            problem = f"{name[:60]!r} cannot be combined; what can be is {_names(ALL_SCORERS)}"
+        else:
+            problem = f"{name[:60]!r} is not a strategy; known are {_names()}"
+        raise bad_strategy(text, problem)
     return scorer

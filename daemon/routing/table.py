@@ -58,8 +58,9 @@ class Plan:
     expected_cost: ExpectedCostParameters | None = None
     """Of a plan that is nothing but this policy: the short way will do."""
 
-    answer_lines: bytes = b""
-    """header lines that tell the client its profile and strategy"""
+    profile_line: bytes = b""
+    strategy_line: bytes = b""
+    """header lines that tell the client what its request was routed by; the first is empty without a profile"""
     policy_text: bytes = b""
     """the policy's name as it stands in a JSON string"""
 
@@ -111,11 +112,12 @@ def _has_bucket(worker: WorkerSpec) -> bool:
     return worker.prompt_tokens_min > 0 or worker.prompt_tokens_max < MAX_TOKENS
 
 
-def _answer_lines(profile: str, strategy: str) -> bytes:
-    line = b"Routing-Strategy: %b\r\n" % strategy.encode("latin-1", "replace")
-    if profile == NO_PROFILE:
-        return line
-    return b"%bX-Pointsman-Profile: %b\r\n" % (line, profile.encode("latin-1", "replace"))
+def _header_line(name: str, value: str) -> bytes:
+    return f"{name}: {value}\r\n".encode("latin-1", "replace")
+
+
+def strategy_line(strategy: str) -> bytes:
+    return _header_line("Routing-Strategy", strategy)
 
 
 NO_PROFILE = ""
@@ -180,7 +182,8 @@ class RoutingTable:
             profile.prompt_tokens_min,
             profile.prompt_tokens_max,
             policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None,
-            _answer_lines(profile.name, selection.strategy),
+            b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),
+            strategy_line(selection.strategy),
             orjson.dumps(selection.strategy)[1:-1],
         )
 
