@@ -20,6 +20,7 @@ COMMANDS = {
     "reload": "read the live files again",
     "record": "write the live traffic as a trace",
     "replay": "try policies on a recorded trace",
+    "store": "try a payload store, explain its codes",
 }
 
 Run = Callable[[list[str]], int]

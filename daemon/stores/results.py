@@ -19,13 +19,14 @@ Code = int | str
 """A backend's own word for a failure (-800, "SQLITE_BUSY"), or the engine's ("deadline", "cancelled", "short_read")."""
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 MAX_NAMED_KEYS = 8
 MAX_KEY_CHARS = 80
 
 
-class Ok(msgspec.Struct, Generic[T], frozen=True, gc=False):
-    value: T
+class Ok(msgspec.Struct, Generic[T_co], frozen=True, gc=False):
+    value: T_co
 
 
 class Missing(msgspec.Struct, frozen=True):
