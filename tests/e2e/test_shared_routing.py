@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import pytest
 
@@ -187,7 +187,7 @@ def test_a_burst_spreads_over_two_shards_as_over_one(is_streamed: bool) -> None:
     print(f"\n(requests by worker, prompts computed) by shards: {found}")
     for counts, computed in found.values():
         assert computed == WORKERS, "once per worker: shards that did not see each other would compute it more often"
-        assert max(counts) - min(counts) <= BURST // WORKERS // 10
+        assert max(counts) - min(counts) <= BURST // WORKERS // 5
 
 
 def test_after_its_answer_a_prompt_goes_where_it_is_cached() -> None:
@@ -230,6 +230,32 @@ def test_a_killed_shards_bookings_and_pins_are_reclaimed() -> None:
         workers.release()
         assert sorted(status_of(client) for client in clients) == [0] * victim + [200] * survivor
         assert_nothing_held(plane)
+
+
+UNPINNED_LATE = "pins that wait for the index' mutex are given back only when a request comes"
+
+
+@pytest.mark.parametrize(
+    "mutex", ["routing", pytest.param("index", marks=pytest.mark.xfail(strict=True, reason=UNPINNED_LATE))]
+)
+def test_an_idle_shard_gives_back_what_it_could_not_at_once(mutex: str) -> None:
+    """A mutex is taken while the answers come, as by a process that is stopped in there; no request follows."""
+    with burst(2, "late", 20) as (plane, workers, clients):
+        mutexes: dict[str, Mutex] = {"routing": plane.state.words, "index": plane.state.index}
+        taken = mutexes[mutex]
+        assert taken.lock(1_000_000)
+        try:
+            workers.release()
+            assert {client.read().status for client in clients} == {200}
+            plane.wait_until("all are over", lambda: plane.segment.gauge_total(at.G_REQUESTS) == 0)
+        finally:
+            taken.unlock()
+        assert_nothing_held(plane)
+
+
+class Mutex(Protocol):
+    def lock(self, deadline_us: int = ...) -> bool: ...
+    def unlock(self) -> None: ...
 
 
 def status_of(client: Client) -> int:
@@ -460,7 +486,6 @@ def test_a_weighted_strategy_by_header(plane: DataPlane) -> None:
             assert reply.headers["routing-strategy"] == asked
 
 
-@pytest.mark.xfail(strict=True, reason="the profile's strategy is told as well, before the one that was asked for")
 def test_an_answer_names_its_strategy_once(plane: DataPlane) -> None:
     with shard_clients(plane) as (client, _):
         client.sock.sendall(shaped("text", "once", {"routing-strategy": "random"}))
