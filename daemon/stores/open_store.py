@@ -18,14 +18,17 @@ from pointsman.daemon.stores.blob_store import Backend
 from pointsman.daemon.stores.mooncake_store import MooncakeBackend, MooncakeOptions
 from pointsman.daemon.stores.problems import StoreUrlError
 from pointsman.daemon.stores.redis_store import RedisBackend
-from pointsman.daemon.stores.retransmission import Policy, RetransmittingStore
+from pointsman.daemon.stores.retransmission import MOONCAKE_POLICY, Policy, RetransmittingStore
 from pointsman.daemon.stores.sqlite_store import SqliteBackend, Synchronous
 from pointsman.daemon.stores.transferqueue import metadata_server
+
+_POLICIES = {"mooncake": MOONCAKE_POLICY}
 
 
 def open_store(url: str, policy: Policy | None = None) -> RetransmittingStore:
     """Raises StoreUrlError, BackendMissingError or StoreUnusableError; a server that is away shows in the calls."""
-    return RetransmittingStore(open_backend(url), policy)
+    backend = open_backend(url)
+    return RetransmittingStore(backend, policy or _POLICIES.get(backend.name))
 
 
 def open_backend(url: str) -> Backend:

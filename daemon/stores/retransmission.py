@@ -70,6 +70,11 @@ class Policy(msgspec.Struct, frozen=True):
         return length_s * (self.no_space_factor if is_full else 1.0) * (1.0 - self.jitter * drawn)
 
 
+MOONCAKE_POLICY = Policy(retries=5, timeout_s=45.0)
+"""Mooncake's master sends readers and writers to a dead holder until its client_ttl (10 s) has passed, also where
+another holder has a copy: the pauses must add up to more than that in every draw."""
+
+
 class Clock(Protocol):
     def now(self) -> float:
         """Seconds, monotonic."""

@@ -23,7 +23,7 @@ from pointsman.daemon.stores.framing import Buffer, Opaque, Storable, Tensor, Va
 from pointsman.daemon.stores.mooncake_store import MooncakeBackend, MooncakeOptions
 from pointsman.daemon.stores.problems import StoreUrlError
 from pointsman.daemon.stores.results import Failure, Missing, Ok, require_all
-from pointsman.daemon.stores.retransmission import Policy, RetransmittingStore
+from pointsman.daemon.stores.retransmission import MOONCAKE_POLICY, Policy, RetransmittingStore
 
 PICKLE = "pickle"
 DEFAULT_SEGMENT_BYTES = 4 << 30
@@ -117,8 +117,8 @@ def metadata_server(name: str) -> str:
 
 
 def _open(config: Mapping[str, Any]) -> BlobStore:
-    timeout_s = float(config.get("timeout_s") or _TIMEOUT_S)
-    return RetransmittingStore(MooncakeBackend(options_of(config)), Policy(timeout_s=timeout_s))
+    policy = Policy(retries=MOONCAKE_POLICY.retries, timeout_s=float(config.get("timeout_s") or _TIMEOUT_S))
+    return RetransmittingStore(MooncakeBackend(options_of(config)), policy)
 
 
 def _or_default(value: Any, default: int) -> int:
