@@ -1,4 +1,4 @@
-"""A data process: accepts on the socket that it inherits, relays, and knows nothing but its memory.
+"""A data process: accepts on the sockets that it inherits, relays, and knows nothing but its memory.
 
 Started by the supervisor, which tells it over the leash what to load, when to serve and when to stop. It reads no
 file, binds nothing and resolves nothing.
@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -42,18 +43,23 @@ GC_THRESHOLD = 20_000
 """a request makes no reference cycles; the collector is for the rare ones that errors leave"""
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    sockets: tuple[socket.socket, ...]
+    outlives_us: bool
+    """systemd's (socket activation): connections wait in them while the daemon restarts"""
+
+
 class Shard:
-    def __init__(
-        self, index: int, context: ShardContext, tables: Tables, channel: socket.socket, listener: socket.socket
-    ):
+    def __init__(self, index: int, context: ShardContext, tables: Tables, channel: socket.socket, listening: Listening):
         self.index = index
         self.context = context
         self.segment = context.segment
         self.loop = context.loop
         self._tables = tables
         self._channel = channel
-        self._listener = listener
-        self._server: asyncio.Server | None = None
+        self._listening = listening
+        self._servers: list[asyncio.Server] = []
         self._stopped = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -117,11 +123,13 @@ class Shard:
         self._tell(Message("loaded", generation))
 
     async def _serve(self) -> None:
-        if self._server is None:
+        if not self._servers:
             self.context.table()
-            self._server = await self.loop.create_server(
-                lambda: ClientConnection(self.context), sock=self._listener, backlog=self.context.settings.backlog
-            )
+            backlog = self.context.settings.backlog
+            self._servers = [
+                await self.loop.create_server(lambda: ClientConnection(self.context), sock=sock, backlog=backlog)
+                for sock in self._listening.sockets
+            ]
             gc.collect()
             gc.set_threshold(GC_THRESHOLD)
             gc.freeze()  # what the start built lives as long as the process: never walk it again
@@ -153,11 +161,7 @@ class Shard:
             await asyncio.sleep(settings.drain_delay_s)
         for _ in range(2):  # let the loop accept what already waits in the queue
             await asyncio.sleep(0)
-        if self._server is not None:
-            if self.segment.is_draining:
-                # The supervisor holds this socket too: merely closed, it would let clients connect and hang.
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._server.close()
+        self._stop_accepting()
         await asyncio.sleep(0)
         while self.context.connections:
             for connection in list(self.context.connections):
@@ -167,6 +171,14 @@ class Shard:
                 break
             await asyncio.sleep(DRAIN_POLL_S)
         self._stopped.set()
+
+    def _stop_accepting(self) -> None:
+        if self._servers and self.segment.is_draining and not self._listening.outlives_us:
+            # The supervisor holds these sockets too: merely closed, they would let clients connect and hang.
+            for sock in self._listening.sockets:
+                sock.shutdown(socket.SHUT_RDWR)
+        for server in self._servers:
+            server.close()
 
     async def _cut_all(self) -> None:
         for connection in list(self.context.connections):
@@ -194,22 +206,25 @@ class Tables:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pointsman.daemon.shard")
-    for name in ("index", "settings-fd", "segment-fd", "prefix-fd", "leash-fd", "listen-fd"):
+    for name in ("index", "settings-fd", "segment-fd", "prefix-fd", "leash-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--listen-fds", required=True)
+    parser.add_argument("--listeners-outlive-us", action="store_true")
     return parser.parse_args(argv)
 
 
 async def _main(arguments: argparse.Namespace) -> None:
     channel = socket.socket(fileno=arguments.leash_fd)
     channel.setblocking(False)
-    listener = socket.socket(fileno=arguments.listen_fd)
+    sockets = tuple(socket.socket(fileno=int(fd)) for fd in arguments.listen_fds.split(","))
     settings = settings_codec.decode(leash.read_all(arguments.settings_fd))
     state = RoutingState.attach(Segment.attach(arguments.segment_fd), arguments.prefix_fd)
     tables = Tables()
     loop = asyncio.get_running_loop()
     # the segment may already be generations ahead of what this process has loaded
     context = ShardContext(settings, state, arguments.index, loop, tables)
-    await Shard(arguments.index, context, tables, channel, listener).run()
+    listening = Listening(sockets, outlives_us=arguments.listeners_outlive_us)
+    await Shard(arguments.index, context, tables, channel, listening).run()
 
 
 def main(argv: list[str] | None = None) -> int:

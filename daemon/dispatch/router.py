@@ -220,9 +220,12 @@ class LiveRouter:
 
     # --- what became of it
 
-    def finish(self, booked: Booked, now: float, output_tokens: int | None) -> None:
-        """The request is over; None: it failed or was cancelled. Once for everything that was booked."""
-        self._chooser.finish(booked, now, NONE if output_tokens is None else output_tokens)
+    def finish(self, booked: Booked, now: float, output_tokens: int | None, *, was_computed: bool = True) -> None:
+        """The request is over; None: it failed or was cancelled. Once for everything that was booked.
+
+        Not `was_computed`: the worker failed it and holds nothing of it that it did not hold before.
+        """
+        self._chooser.finish(booked, now, NONE if output_tokens is None else output_tokens, was_computed)
         if booked.user_key and self._fleet is not None and self._chooser.lock(now):
             try:
                 charge = 2.0 * (output_tokens or 0) - 3.0 * booked.prompt_tokens

@@ -174,10 +174,10 @@ class Exchange:
         self.booked = self.decision = booked
         self.worker = booked.worker
 
-    def _unbook(self, now: float, output_tokens: int | None) -> None:
+    def _unbook(self, now: float, output_tokens: int | None, *, was_computed: bool) -> None:
         booked, self.booked = self.booked, None
         if booked is not None:
-            self.context.router.finish(booked, now, output_tokens)
+            self.context.router.finish(booked, now, output_tokens, was_computed=was_computed)
 
     # --- sending
 
@@ -395,7 +395,8 @@ class Exchange:
             return
         self.is_ended = True
         now = self.context.now()
-        self._unbook(now, self._output_tokens(ending))
+        was_computed = status < 400 or ending is Ending.CLIENT_LEFT
+        self._unbook(now, self._output_tokens(ending), was_computed=was_computed)
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()

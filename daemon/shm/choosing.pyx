@@ -229,8 +229,11 @@ cdef class Chooser:
         finally:
             self.words._unlock()
 
-    def finish(self, Booked booked not None, double now, int64_t output_tokens):
-        """The request is over, once for everything that was booked; -1 tokens: it failed or was cancelled."""
+    def finish(self, Booked booked not None, double now, int64_t output_tokens, bint was_computed):
+        """The request is over, once for everything that was booked; -1 tokens: it failed or was cancelled.
+
+        Not `was_computed`: the worker failed it before it had anything to cache.
+        """
         cdef int64_t number = booked.number, capacity
         self.words._release(self.shard, booked.slot, booked.prompt_bytes)
         booked.number = NOTHING_BOOKED
@@ -246,13 +249,17 @@ cdef class Chooser:
                 if capacity:
                     self.index.ix.slots[booked.slot].capacity = capacity
         if booked.pin:
-            self.index._unpin(booked.pin)
+            if was_computed:
+                self.index._unpin(booked.pin)
+            else:
+                self.index._withdraw(booked.pin, booked.matched_chars)
             booked.pin = 0
 
     def settle(self, double now):
         """From time to time: end what could not be ended, though no request may come to do it."""
         if self.late and self._lock(now):
             self.words._unlock()
+        self.index.settle()
 
     def note(
         self, Booked booked not None, bytes request_id not None, int64_t worker_key, int64_t ended_us,

@@ -61,6 +61,7 @@ cdef extern from "prefix_core.h" nogil:
     uint64_t px_insert(px_index *ix, uint32_t slot, const px_chain_view *chain, int may_exceed, uint32_t *deepest)
     uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path)
     int px_unpin(px_index *ix, uint64_t token)
+    int px_withdraw(px_index *ix, uint64_t token, uint64_t keep)
     void px_renew(px_index *ix, uint32_t holding)
     void px_settle(px_index *ix, uint32_t slot)
     uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t *cursor, uint64_t most)
@@ -111,4 +112,5 @@ cdef class RawIndex:
     cdef void _match_into(self, HashChain chain, uint64_t *out) noexcept
     cdef void _insert_into(self, int64_t slot, HashChain chain) noexcept
     cdef object _unpin(self, uint64_t token)
+    cdef object _withdraw(self, uint64_t token, uint64_t keep)
     cdef int64_t _load_record(self, const uint64_t *words, uint32_t slot, uint64_t n) except -1

@@ -544,6 +544,29 @@ cdef class RawIndex:
         self._leave()
         return bool(done)
 
+    def withdraw(self, uint64_t token, uint64_t keep=0):
+        """`unpin` for a request that was never computed: behind its first `keep` characters its blocks are dropped.
+
+        Blocks that others have pinned or continued stay. Returns what `unpin` does; when put off, it is an `unpin`.
+        """
+        return self._withdraw(token, keep)
+
+    cdef object _withdraw(self, uint64_t token, uint64_t keep):
+        cdef int done
+        if not token:
+            return False
+        if not self._enter():
+            self.deferred.append(token)
+            return None
+        done = px_withdraw(&self.ix, token, keep)
+        self._leave()
+        return bool(done)
+
+    def settle(self):
+        """Does what was put off for want of the lock, if it can be had now."""
+        if self.deferred and self._enter():
+            self._leave()
+
     # --- per worker
 
     def size(self, int64_t slot):

@@ -811,6 +811,29 @@ static int px_unpin(px_index *ix, uint64_t token) {
     return 1;
 }
 
+/* Takes a pin back whose request was never computed: of what it brought, behind the first `keep` characters, everything
+ * that nobody else holds on to is dropped. Returns as px_unpin does. */
+static int px_withdraw(px_index *ix, uint64_t token, uint64_t keep) {
+    uint64_t number = (token & 0xFFFFFFFF) - 1, chars = 0;
+    uint32_t deepest, i;
+    px_pin *pin;
+    if (!token || number >= ix->head->pin_count) return 0;
+    pin = &ix->pins[number];
+    if (pin->holding == PX_NONE || pin->nonce != token >> 32) return 0;
+    deepest = pin->holding;
+    for (i = deepest; i != PX_NONE; i = ix->holdings[i].parent) chars += ix->blocks[ix->holdings[i].block].chars;
+    px_unpin_record(ix, (uint32_t)number);
+    for (i = deepest; i != PX_NONE && chars > keep; ) {
+        px_holding *h = &ix->holdings[i];
+        uint32_t parent = h->parent;
+        if (h->children || h->pins) break;
+        chars -= ix->blocks[h->block].chars;
+        px_drop(ix, i);
+        i = parent;
+    }
+    return 1;
+}
+
 /* Gives back up to `most` pins of a shard (slot < 0) or of a slot (shard < 0), from record *cursor on. */
 static uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t *cursor, uint64_t most) {
     uint64_t done = 0;

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pointsman.config.nearest import closest
 from pointsman.daemon.stores.blob_store import Backend
@@ -47,7 +47,7 @@ def open_backend(url: str) -> Backend:
 
 def without_password(url: str) -> str:
     """For messages and logs."""
-    return re.sub(r"//([^/@]*:)?[^/@]*@", "//…@", url)
+    return re.sub(r"//[^/]*@", "//…@", url)
 
 
 class _Query:
@@ -101,13 +101,12 @@ def _redis(url: str) -> Backend:
     query = _Query(url, ("prefix", "db"))
     parts = urlsplit(url)
     scheme = parts.scheme.replace("valkey", "redis")
-    database = f"db={query.number('db', 0)}" if query.text("db", "") else ""
+    database = f"?db={query.number('db', 0)}" if query.text("db", "") else ""
     if scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
         raise query.problem(f"the path is the number of a database, not {parts.path!r}")
     try:
-        return RedisBackend(
-            urlunsplit((scheme, parts.netloc, parts.path, database, "")), prefix=query.text("prefix", "")
-        )
+        # urlunsplit would drop the // of unix://
+        return RedisBackend(f"{scheme}://{parts.netloc}{parts.path}{database}", prefix=query.text("prefix", ""))
     except ValueError as error:
         raise query.problem(str(error)) from error
 

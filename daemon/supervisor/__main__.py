@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+from dataclasses import dataclass
 
 import msgspec
 
@@ -22,12 +23,35 @@ from pointsman.daemon.supervisor.children import Child
 from pointsman.daemon.supervisor.notify import Notifier
 
 
-def _shard(index: int, state: RoutingState, settings_fd: int, listener: socket.socket) -> Child:
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """Of the data port."""
+
+    by_shard: tuple[tuple[socket.socket, ...], ...]
+    are_inherited: bool
+
+    @property
+    def first(self) -> socket.socket:
+        return self.by_shard[0][0]
+
+
+def _listeners(settings: Settings) -> _Listeners:
+    """systemd's sockets if it passes any, for all shards; else one of our own for each. Raises ListenError."""
+    inherited = tuple(listeners.inherited_sockets())
+    if inherited:
+        return _Listeners((inherited,) * settings.shards, are_inherited=True)
+    own = listeners.data_sockets(settings.host, settings.port, settings.shards, settings.backlog)
+    return _Listeners(tuple((sock,) for sock in own), are_inherited=False)
+
+
+def _shard(index: int, state: RoutingState, settings_fd: int, data: _Listeners) -> Child:
     segment = state.segment
-    fds = (settings_fd, segment.fd, state.index.fd, listener.fileno())
+    listen_fds = [sock.fileno() for sock in data.by_shard[index]]
+    fds = (settings_fd, segment.fd, state.index.fd, *listen_fds)
     arguments = ["-m", "pointsman.daemon.shard", "--index", str(index), "--settings-fd", str(settings_fd)]
     arguments += ["--segment-fd", str(segment.fd), "--prefix-fd", str(state.index.fd)]
-    arguments += ["--listen-fd", str(listener.fileno())]
+    arguments += ["--listen-fds", ",".join(map(str, listen_fds))]
+    arguments += ["--listeners-outlive-us"] if data.are_inherited else []
     return Child(f"shard {index}", index, segment, arguments, fds)
 
 
@@ -47,17 +71,18 @@ def _state(settings: Settings) -> RoutingState:
     return RoutingState.create(segment, size, settings.max_tree_size)
 
 
-def _bound(settings: Settings, data: list[socket.socket], admin: list[socket.socket]) -> Settings:
+def _bound(settings: Settings, data: _Listeners, admin: list[socket.socket]) -> Settings:
     """The settings with the ports that were really bound (0 asks for any); names stay as they were given."""
     listen = tuple(map(listeners.with_bound_port, settings.admin_listen, admin))
-    return msgspec.structs.replace(settings, port=data[0].getsockname()[1], admin_listen=listen)
+    address, port = data.first.getsockname()[:2]
+    host = address if data.are_inherited else settings.host
+    return msgspec.structs.replace(settings, host=host, port=port, admin_listen=listen)
 
 
 def run(settings: Settings) -> int:
-    data: list[socket.socket] = []
     admin: list[socket.socket] = []
     try:
-        data = listeners.data_sockets(settings.host, settings.port, settings.shards, settings.backlog)
+        data = _listeners(settings)
         admin += (listeners.admin_socket(where) for where in settings.admin_listen)
     except listeners.ListenError as error:
         print(f"pointsman: {error}", file=sys.stderr)
@@ -71,9 +96,9 @@ def run(settings: Settings) -> int:
         print(f"pointsman: prefix_index_mib = {settings.prefix_index_mib}: {error}", file=sys.stderr)
         listeners.remove_unix_sockets(settings.admin_listen)
         return EXIT_UNAVAILABLE
-    shards = [_shard(index, state, settings_fd, sock) for index, sock in enumerate(data)]
+    shards = [_shard(index, state, settings_fd, data) for index in range(settings.shards)]
     control = _control(state, settings_fd, admin)
-    arbiter = Arbiter(settings, state, shards, control, Notifier(), listeners.describe(data[0]))
+    arbiter = Arbiter(settings, state, shards, control, Notifier(), listeners.describe(data.first))
     try:
         return arbiter.run()
     finally:

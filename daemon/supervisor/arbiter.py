@@ -23,13 +23,16 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pointsman.config.settings import Settings
 from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK, EXIT_SOFTWARE
 from pointsman.daemon.leash import Message
+from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
+from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.supervisor.children import HEARTBEAT_LIMIT_S, Child
 from pointsman.daemon.supervisor.notify import Notifier
 from pointsman.daemon.supervisor.rollout import Rollout
@@ -42,6 +45,10 @@ MAX_CONTROL_PAUSE_S = 15.0
 CONTROL_STOP_S = 2.0
 PAUSE_S = 1.0
 """a turn that comes later than this after the last one was not slow: we were not running"""
+STOP_MARGIN_S = 5.0
+"""what systemd grants on top before it kills"""
+RELOAD_S = 1.0
+"""control says nothing when it has read the files and found nothing new; after so long, that must be it"""
 KILL_MARGIN_S = 1.0
 """after the grace the shards cut what is left by themselves; this much later they are killed"""
 
@@ -62,6 +69,14 @@ class Published:
     def refuse(self) -> None:
         os.close(self.pending_fd)
         self.pending_fd, self.rollout = -1, None
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """What systemd was told of, until it is told of its end."""
+
+    started: float
+    rollouts_before: int
 
 
 @dataclass(slots=True)
@@ -99,6 +114,9 @@ class Arbiter:
         self._notifier = notifier
         self._listen = listen
         self._published = Published()
+        self._rollouts = 0
+        """begun so far"""
+        self._reload: Reload | None = None
         self._stop = Stop()
         self._signals = _Signals()
         self._selector = selectors.DefaultSelector()
@@ -157,9 +175,8 @@ class Arbiter:
         signals = self._signals
         if signals.reload:
             signals.reload = False
-            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             self._control.tell(Message("reload"))
-            self._notifier.send("READY=1")
+            self._begin_reload(now)
         if signals.stop >= 1 and not self._stop.is_asked:
             self._begin_stop(now, EXIT_OK, "signal")
         if signals.stop >= 2 and not self._stop.is_now:
@@ -307,6 +324,7 @@ class Arbiter:
             self._control.tell(Message("refused", generation, reason))
             return
         self._published.pending_fd = fd
+        self._rollouts += 1
         self._published.rollout = Rollout(generation, (s.index for s in self._shards), time.monotonic())
         for shard in self._shards:
             shard.tell(Message("load", generation), fd)
@@ -346,7 +364,7 @@ class Arbiter:
         stop = self._stop
         stop.is_asked, stop.started, stop.exit_code = True, now, exit_code
         log("stopping", level="info" if exit_code == EXIT_OK else "error", reason=reason)
-        self._notifier.send("STOPPING=1")
+        self._notifier.stopping(within_s=self._grace_s + CONTROL_STOP_S + STOP_MARGIN_S)
         self._segment.start_draining()
         for child in self._children:
             child.draining()
@@ -356,9 +374,8 @@ class Arbiter:
 
     def _is_stopped(self, now: float) -> bool:
         stop = self._stop
-        settings = self._settings
         if any(shard.is_running for shard in self._shards):
-            if now - stop.started > settings.drain_delay_s + settings.shutdown_grace_s + KILL_MARGIN_S:
+            if now - stop.started > self._grace_s:
                 for shard in self._shards:
                     shard.kill()
             return False
@@ -371,22 +388,72 @@ class Arbiter:
             self._control.kill()
         return False
 
+    @property
+    def _grace_s(self) -> float:
+        """From the signal to the moment when shards that still run are killed."""
+        return self._settings.drain_delay_s + self._settings.shutdown_grace_s + KILL_MARGIN_S
+
     # --- telling
 
     def _tell_systemd(self, now: float) -> None:
-        ready = sum(shard.is_ready for shard in self._shards)
-        if not self._was_ready and ready == len(self._shards) and self._control.is_ready:
+        if not self._was_ready and all(child.is_ready for child in self._children):
             self._was_ready = True
-            log(
-                "ready",
-                listen=self._listen,
-                admin=self._settings.admin_listen,
-                shards=ready,
-                generation=self._segment.generation,
-                pid=os.getpid(),
-            )
-            self._notifier.send("READY=1", f"STATUS={ready}/{len(self._shards)} shards")
-        interval = self._notifier.watchdog_s
-        if interval is not None and now >= self._next_watchdog and all(child.is_ready for child in self._children):
-            self._next_watchdog = now + interval
-            self._notifier.send("WATCHDOG=1")
+            self._announce()
+        self._end_reload(now)
+        self._notifier.follow(now, self._status)
+        if is_well(self._shards, self._control, now, is_stopping=self._stop.is_asked):
+            self._notifier.feed(now)
+
+    def _announce(self) -> None:
+        log(
+            "ready",
+            listen=self._listen,
+            admin=self._settings.admin_listen,
+            shards=len(self._shards),
+            generation=self._segment.generation,
+            pid=os.getpid(),
+        )
+        self._notifier.ready()
+
+    def _begin_reload(self, now: float) -> None:
+        if self._was_ready and not self._stop.is_asked:
+            self._reload = Reload(now, self._rollouts)
+            self._notifier.reloading()
+
+    def _end_reload(self, now: float) -> None:
+        """With the rollout that it led to; a reload that changes nothing leads to none."""
+        reload = self._reload
+        if reload is None or self._stop.is_asked:
+            return
+        is_over = self._rollouts > reload.rollouts_before or now - reload.started > RELOAD_S
+        if is_over and self._published.rollout is None:
+            self._reload = None
+            self._notifier.ready()
+
+    def _status(self) -> str:
+        """One line for people: `systemctl status` shows it."""
+        segment = self._segment
+        if self._stop.is_asked:
+            return f"stopping, {segment.gauge_total(at.G_REQUESTS)} requests in flight"
+        ready = sum(shard.is_ready for shard in self._shards)
+        up, known = _count_workers(segment)
+        return f"{ready}/{len(self._shards)} shards, {up}/{known} workers, generation {segment.generation}"
+
+
+def is_well(shards: Sequence[Child], control: Child, now: float, *, is_stopping: bool) -> bool:
+    """Every heart beats.
+
+    Control may be between two lives (it pauses before it is tried again), a shard may not; at the end of a stop
+    whoever has ended is not missed.
+    """
+    if any(child.is_running and child.is_stuck(now) for child in (*shards, control)):
+        return False
+    return is_stopping or all(shard.is_ready for shard in shards)
+
+
+def _count_workers(segment: Segment) -> tuple[int, int]:
+    """(up, all but those that drain)"""
+    statuses = [segment.status(slot) for slot in range(segment.layout.slots)]
+    down = statuses.count(at.STATUS_PENDING) + statuses.count(at.STATUS_DOWN)
+    up = statuses.count(at.STATUS_UP)
+    return up, up + down

@@ -2,6 +2,9 @@
 
 One SO_REUSEPORT socket per shard spreads connections without a shared lock; closing one would reset what waits in its
 queue (measured: 29 of 60), hence none is closed before the daemon ends.
+
+Sockets that systemd passes (socket activation) are systemd's: every shard accepts on each of them, and they are never
+shut down, so that what connects while the daemon restarts waits in their queues.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from pathlib import Path
 from pointsman.daemon.errors import PointsmanError
 
 ADMIN_SOCKET_MODE = 0o660
+FIRST_INHERITED_FD = 3
+"""SD_LISTEN_FDS_START"""
 
 
 class ListenError(PointsmanError):
@@ -72,6 +77,31 @@ def data_sockets(host: str, port: int, count: int, backlog: int) -> list[socket.
             sock.close()
         raise _explain(error, host, port, "--port") from None
     return sockets
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """What systemd passes for clients to connect to; none when it passes nothing. Raises ListenError.
+
+    Takes the variables out of the environment: they are meant for this process alone.
+    """
+    pid, count, _ = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    return [_adopt(fd) for fd in range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))]
+
+
+def _adopt(fd: int) -> socket.socket:
+    remedy = "(see ListenStream= in pointsman.socket)"
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+        is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ListenError(f"inherited descriptor {fd} is no socket: {error.strerror} {remedy}") from None
+    if not is_listening or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        sock.close()
+        raise ListenError(f"inherited descriptor {fd} is not a listening TCP socket {remedy}")
+    return sock
 
 
 def admin_socket(where: str, backlog: int = 128) -> socket.socket:

@@ -232,12 +232,7 @@ def test_a_killed_shards_bookings_and_pins_are_reclaimed() -> None:
         assert_nothing_held(plane)
 
 
-UNPINNED_LATE = "pins that wait for the index' mutex are given back only when a request comes"
-
-
-@pytest.mark.parametrize(
-    "mutex", ["routing", pytest.param("index", marks=pytest.mark.xfail(strict=True, reason=UNPINNED_LATE))]
-)
+@pytest.mark.parametrize("mutex", ["routing", "index"])
 def test_an_idle_shard_gives_back_what_it_could_not_at_once(mutex: str) -> None:
     """A mutex is taken while the answers come, as by a process that is stopped in there; no request follows."""
     with burst(2, "late", 20) as (plane, workers, clients):
@@ -294,7 +289,6 @@ def test_failing_workers_leave_nothing_behind(fault: dict[str, Any]) -> None:
         assert_nothing_held(plane)
 
 
-@pytest.mark.xfail(strict=True, reason="a request that failed leaves its prompt with the worker in the prefix index")
 def test_a_worker_that_failed_a_prompt_is_not_believed_to_hold_it() -> None:
     failing = json.dumps({"kind": "status", "status": 500})
     with ExitStack() as stack:

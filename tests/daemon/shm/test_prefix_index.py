@@ -500,3 +500,32 @@ def test_high_contention_on_one_prefix_from_several_processes(index: PrefixIndex
         assert index.pinned(slot) == 0
         index.remove_worker(slot)
     assert index.totals()["blocks_used"] == 0
+
+
+def test_a_withdrawn_request_leaves_what_was_there_before_it() -> None:
+    index = PrefixIndex.create(1, 2, block_bytes=64)
+    out = array("Q", bytes(16))
+    head, whole = index.chain().load(b"a" * 640), index.chain().load(b"a" * 640 + b"b" * 700)
+    index.insert(0, head)
+    token = index.pin(0, whole)
+    assert index.match(whole, out) == 1340
+    assert index.withdraw(token, 640) is True
+    assert index.match(whole, out) == 640
+    assert (index.size(0), index.pinned(0), index.check()) == (640, 0, [])
+    assert index.withdraw(token, 640) is False
+
+
+def test_a_withdrawal_spares_what_others_hold_on_to() -> None:
+    index = PrefixIndex.create(1, 2, block_bytes=64)
+    out = array("Q", bytes(16))
+    short, long = index.chain().load(b"a" * 640), index.chain().load(b"a" * 1280)
+    mine, others = index.pin(0, long), index.pin(0, short)
+    index.insert(1, long)
+    assert index.withdraw(mine) is True
+    index.match(long, out)
+    assert list(out) == [640, 1280]
+    assert (index.pinned(0), index.check()) == (640, [])
+    assert index.withdraw(others) is True
+    index.match(long, out)
+    assert list(out) == [0, 1280]
+    assert (index.size(0), index.check()) == (0, [])

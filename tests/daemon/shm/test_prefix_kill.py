@@ -118,6 +118,8 @@ OPERATIONS: dict[str, Callable[[Scene], object]] = {
     "pin of a known prefix": lambda s: s.pin(0, text(2, 2), shard=1),
     "unpin of a part that stays pinned": lambda s: s.index.unpin(s.tokens[0]),
     "unpin of the only request": lambda s: s.index.unpin(s.tokens[1]),
+    "withdrawal of a part that stays pinned": lambda s: s.index.withdraw(s.tokens[0]),
+    "withdrawal of the only request": lambda s: s.index.withdraw(s.tokens[1], 600),
     "eviction": lambda s: s.index.evict(0, 0),
     "lowered capacity": lambda s: s.index.shrink(2, 16, 1000),
     "removal of a worker": lambda s: s.index.remove_worker(0),
