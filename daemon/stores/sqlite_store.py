@@ -160,7 +160,7 @@ class SqliteBackend:
             return Usage(*db.execute("SELECT keys, bytes FROM usage").fetchone())
 
     def remove_expired(self, limit: int = EXPIRE_BATCH) -> int:
-        """Removes up to `limit` values whose time is over, and gives free pages (also of deleted values) back to the disk.
+        """Removes up to `limit` values whose time is over, and gives free pages, of deleted values too, to the disk.
 
         Returns how many values it were. Raises sqlite3.Error.
         """

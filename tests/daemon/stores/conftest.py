@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.daemon.stores.fake_torch import fake_module
 from tests.daemon.stores.servers import Cluster, mooncake_cluster, redis_server
 
 
@@ -28,3 +30,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A master of the test's own, without holders."""
     with mooncake_cluster(tmp_path) as found:
         yield found
+
+
+@pytest.fixture
+def fake_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faketorch", fake_module())
