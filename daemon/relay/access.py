@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 MAX_LOGGED_PATH = 256
 
 
+def path_json(request: Inbound) -> bytes:
+    return orjson.dumps(request.path[:MAX_LOGGED_PATH].decode("latin-1"))
+
+
 def request_fields(context: ShardContext, peer: str, request: Inbound, status: int) -> bytes:
     """The fields that every line has, as the open start of a JSON object.
 
@@ -27,7 +31,7 @@ def request_fields(context: ShardContext, peer: str, request: Inbound, status: i
         context.shard,
         peer.encode(),
         request.method,
-        orjson.dumps(request.path[:MAX_LOGGED_PATH].decode("latin-1")),
+        path_json(request),
         status,
     )
 

@@ -62,6 +62,7 @@ class ClientConnection(asyncio.Protocol):
         "is_closed",
         "is_write_paused",
         "peer",
+        "peer_bytes",
         "transport",
     )
 
@@ -72,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
         self.is_closed = False
         self.is_write_paused = False
         self.peer = ""
+        self.peer_bytes = b""
         self._parser = HttpRequestParser(self)
         self._request: Inbound | None = None
         self._queue: deque[Inbound] = deque()
@@ -89,6 +91,7 @@ class ClientConnection(asyncio.Protocol):
         context = self.context
         address = transport.get_extra_info("peername")
         self.peer = address[0] if address else ""
+        self.peer_bytes = self.peer.encode()
         self._reading_since = context.now()
         context.connections.add(self)
         context.count(at.G_CONNECTIONS)

@@ -20,6 +20,7 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import StrEnum
+from math import nan
 from typing import TYPE_CHECKING
 
 import orjson
@@ -27,11 +28,12 @@ import orjson
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.errors import RequestError, bad_answer, connect_failed, model_not_found, no_worker, worker_timeout
-from pointsman.daemon.relay.access import request_fields
+from pointsman.daemon.relay.access import path_json
 from pointsman.daemon.relay.answers import error_event
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.lines import request_line
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
 from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, read_usage
@@ -64,6 +66,9 @@ class Ending(StrEnum):
     CLIENT_LEFT = "client_left"
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
+
+
+_ENDINGS = {ending: ending.encode() for ending in Ending}
 
 
 class Exchange:
@@ -517,50 +522,41 @@ class Exchange:
         )
 
     def _log_line(self, status: int, ending: Ending, now: float) -> bytes:
-        """Built by hand: this is the hot path, and an encoder would cost more than the whole choice of a worker."""
-        request, plan, worker = self.request, self.plan, self.worker
-        start = request_fields(self.context, self.client.peer, request, status)
-        routed = b'"model":%b,"stream":%b,"profile":%b,"policy":"%b","generation":%d,"worker":%b' % (
+        request, plan, decision, usage = self.request, self.plan, self.decision, self.usage
+        context, started, worker = self.context, request.started, self.worker
+        is_routed = decision is not None and plan is not None
+        return request_line(
+            context.wall_us(now) / 1e6,
+            request.request_id,
+            context.shard,
+            self.client.peer_bytes,
+            request.method,
+            self.route.path_json or path_json(request),
+            status,
             orjson.dumps(self.features.model),
-            b"true" if self.features.is_stream else b"false",
-            orjson.dumps(plan.profile) if plan else b'""',
+            self.features.is_stream,
+            plan.profile_json if plan is not None else b'""',
             orjson.dumps(self.asked_strategy)[1:-1] if self.asked_strategy else plan.policy_text if plan else b"",
             self.table.generation,
-            orjson.dumps(worker.url) if worker else b'""',
-        )
-        timed = b'"connect_ms":%b,"first_byte_ms":%b,"total_ms":%.3f' % (
-            _ms(self.connected_at, request.started),
-            _ms(self.first_byte_at, request.started),
-            (now - request.started) * 1000,
-        )
-        sizes = b'"bytes_in":%d,"bytes_out":%d,"resends":%d' % (request.body_size, self.bytes_out, self.resends)
-        return b'%b,%b,%b,%b%b,"end":"%b"}\n' % (start, routed, timed, sizes, self._tokens(), ending.encode())
-
-    def _tokens(self) -> bytes:
-        """What was believed, and what the engine says; null where it does not."""
-        decision, usage = self.decision, self.usage
-        if decision is None or self.plan is None:
-            return b""
-        return b',"reason":"%b","prompt_tokens":%b,"matched_tokens":%d,"cached_tokens":%b,"output_tokens":%b' % (
-            reason_name(decision.reason).encode(),
-            _number(usage.prompt_tokens),
-            decision.cached_tokens,
-            _number(usage.cached_tokens),
-            _number(usage.output_tokens),
+            b'""' if worker is None else orjson.dumps(worker.url),
+            (self.connected_at - started) * 1000 if self.connected_at else nan,
+            (self.first_byte_at - started) * 1000 if self.first_byte_at else nan,
+            (now - started) * 1000,
+            request.body_size,
+            self.bytes_out,
+            self.resends,
+            reason_name(decision.reason).encode() if decision is not None and is_routed else b"",
+            usage.prompt_tokens,
+            decision.cached_tokens if decision is not None else 0,
+            usage.cached_tokens,
+            usage.output_tokens,
+            _ENDINGS[ending],
         )
 
 
 def reason_name(reason: int) -> str:
     """Of a position in REASONS; the routing state was not to be had for others."""
     return REASONS[reason] if reason >= 0 else "unlocked"
-
-
-def _number(value: int | None) -> bytes:
-    return b"null" if value is None else b"%d" % value
-
-
-def _ms(moment: float, since: float) -> bytes:
-    return b"%.3f" % ((moment - since) * 1000) if moment else b"null"
 
 
 def _closing(tail: bytes) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+
+import orjson
 
 from pointsman.daemon.routing.paths import FORM_PATHS, JSON_PATHS
 from pointsman.daemon.telemetry.series import ROUTES
@@ -27,6 +29,9 @@ class Route:
     methods: tuple[bytes, ...]
     label: int
     """index into telemetry.series.ROUTES"""
+
+    path_json: bytes = b""
+    """`path` as it stands in the access log; empty where the requests' own paths differ"""
 
     @property
     def allowed(self) -> str:
@@ -52,7 +57,7 @@ def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
     routes += [Route(path, Kind.LOCAL, _GET, _label("probe")) for path in LOCAL_PATHS if path != "/v1/models"]
     routes += [Route(path, Kind.JSON, _POST, _label("extra")) for path in extra_paths]
     routes += [Route("/v1/models", Kind.LOCAL, _GET, _label("models"))]
-    return {route.path.encode(): route for route in routes}
+    return {route.path.encode(): replace(route, path_json=orjson.dumps(route.path)) for route in routes}
 
 
 ONE_MODEL = Route("/v1/models/ID", Kind.LOCAL, _GET, _label("models"))

@@ -61,6 +61,7 @@ class Plan:
     profile_line: bytes = b""
     strategy_line: bytes = b""
     """header lines that tell the client what its request was routed by; the first is empty without a profile"""
+    profile_json: bytes = b""
     policy_text: bytes = b""
     """the policy's name as it stands in a JSON string"""
 
@@ -184,6 +185,7 @@ class RoutingTable:
             policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None,
             b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),
             strategy_line(selection.strategy),
+            orjson.dumps(profile.name),
             orjson.dumps(selection.strategy)[1:-1],
         )
 

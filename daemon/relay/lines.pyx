@@ -1,0 +1,136 @@
+"""The access line of a routed request, written piece by piece into one buffer.
+
+Built with bytes formatting it cost a tenth of all that a short request costs. Text comes as it is to stand in the JSON:
+with its quotes where they are part of it, escaped by whoever knows that it may need it.
+"""
+from libc.math cimport isnan
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+cdef enum:
+    FIXED_BYTES = 1024
+    UNKNOWN = -1
+
+
+cdef inline char *_put(char *to, const char *text, size_t size) noexcept:
+    memcpy(to, text, size)
+    return to + size
+
+
+cdef inline char *_bytes(char *to, bytes text) noexcept:
+    return _put(to, <const char *> text, len(text))
+
+
+cdef char *_int(char *to, int64_t value) noexcept:
+    cdef char digits[24]
+    cdef int n = 0
+    if value < 0:
+        to[0] = c'-'
+        to += 1
+        value = -value
+    while True:
+        digits[n] = c'0' + <char> (value % 10)
+        n += 1
+        value //= 10
+        if not value:
+            break
+    while n:
+        n -= 1
+        to[0] = digits[n]
+        to += 1
+    return to
+
+
+cdef char *_milli(char *to, double value) noexcept:
+    """With three decimals; NaN is null."""
+    cdef int64_t scaled
+    if isnan(value):
+        return _put(to, b"null", 4)
+    scaled = <int64_t> (value * 1000 + (0.5 if value >= 0 else -0.5))
+    if scaled < 0:
+        to[0] = c'-'
+        to += 1
+        scaled = -scaled
+    to = _int(to, scaled // 1000)
+    to[0] = c'.'
+    to[1] = c'0' + <char> (scaled // 100 % 10)
+    to[2] = c'0' + <char> (scaled // 10 % 10)
+    to[3] = c'0' + <char> (scaled % 10)
+    return to + 4
+
+
+cdef inline char *_count(char *to, object value) noexcept:
+    return _put(to, b"null", 4) if value is None else _int(to, <int64_t> value)
+
+
+def request_line(
+    double ts_s, bytes request_id, int64_t shard, bytes client, bytes method, bytes path, int64_t status, bytes model,
+    bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, double connect_ms,
+    double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, bytes reason,
+    prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end,
+):
+    """`path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without. NaN, None: null.
+
+    An empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
+    """
+    cdef bytes out
+    cdef char *start
+    cdef char *to
+    out = bytes(
+        FIXED_BYTES + len(request_id) + len(client) + len(method) + len(path) + len(model) + len(profile)
+        + len(policy) + len(worker) + len(reason) + len(end)
+    )
+    start = to = <char *> out
+    to = _put(to, b'{"ts":', 6)
+    to = _milli(to, ts_s)
+    to = _put(to, b',"event":"request","id":"', 25)
+    to = _bytes(to, request_id)
+    to = _put(to, b'","shard":', 10)
+    to = _int(to, shard)
+    to = _put(to, b',"client":"', 11)
+    to = _bytes(to, client)
+    to = _put(to, b'","method":"', 12)
+    to = _bytes(to, method)
+    to = _put(to, b'","path":', 9)
+    to = _bytes(to, path)
+    to = _put(to, b',"status":', 10)
+    to = _int(to, status)
+    to = _put(to, b',"model":', 9)
+    to = _bytes(to, model)
+    to = _put(to, b',"stream":', 10)
+    to = _put(to, b"true", 4) if is_stream else _put(to, b"false", 5)
+    to = _put(to, b',"profile":', 11)
+    to = _bytes(to, profile)
+    to = _put(to, b',"policy":"', 11)
+    to = _bytes(to, policy)
+    to = _put(to, b'","generation":', 15)
+    to = _int(to, generation)
+    to = _put(to, b',"worker":', 10)
+    to = _bytes(to, worker)
+    to = _put(to, b',"connect_ms":', 14)
+    to = _milli(to, connect_ms)
+    to = _put(to, b',"first_byte_ms":', 17)
+    to = _milli(to, first_byte_ms)
+    to = _put(to, b',"total_ms":', 12)
+    to = _milli(to, total_ms)
+    to = _put(to, b',"bytes_in":', 12)
+    to = _int(to, bytes_in)
+    to = _put(to, b',"bytes_out":', 13)
+    to = _int(to, bytes_out)
+    to = _put(to, b',"resends":', 11)
+    to = _int(to, resends)
+    if reason:
+        to = _put(to, b',"reason":"', 11)
+        to = _bytes(to, reason)
+        to = _put(to, b'","prompt_tokens":', 18)
+        to = _count(to, prompt_tokens)
+        to = _put(to, b',"matched_tokens":', 18)
+        to = _int(to, matched_tokens)
+        to = _put(to, b',"cached_tokens":', 17)
+        to = _count(to, cached_tokens)
+        to = _put(to, b',"output_tokens":', 17)
+        to = _count(to, output_tokens)
+    to = _put(to, b',"end":"', 8)
+    to = _bytes(to, end)
+    to = _put(to, b'"}\n', 3)
+    return out[: to - start]
