@@ -260,9 +260,10 @@ class Arbiter:
         return True
 
     def _brief(self, shard: Child, now: float) -> None:
-        """A new shard gets what is current, serves at once, and takes its part in a running rollout."""
+        """A new shard gets what is current, serves if the others do, and takes its part in a running rollout."""
         if self._published.fd >= 0:
             shard.tell(Message("load", self._segment.generation), self._published.fd)
+        if self._control_was_ready:
             shard.tell(Message("serve"))
         rollout = self._published.rollout
         if rollout is not None:
@@ -313,7 +314,15 @@ class Arbiter:
             self._control_waits = True
         elif message.kind == "ready":
             self._control.ready()
+            self._open_the_doors()
+
+    def _open_the_doors(self) -> None:
+        """Once control has seen the workers: whoever waits in the queues since before a restart is not told that
+        there are none."""
+        if not self._control_was_ready:
             self._control_was_ready = True
+            for shard in self._shards:
+                shard.tell(Message("serve"))
 
     # --- generations
 
@@ -344,13 +353,9 @@ class Arbiter:
             log("generation_refused", level="error", generation=rollout.generation, reason=rollout.refusal)
             self._control.tell(Message("refused", rollout.generation, rollout.refusal))
         elif rollout.is_complete:
-            is_first = self._segment.generation == 0
             self._published.accept()
             self._segment.make_current(rollout.generation)
             self._control.tell(Message("published", rollout.generation))
-            if is_first:
-                for shard in self._shards:
-                    shard.tell(Message("serve"))
         elif now >= self._patient_until:
             for index in rollout.silent(now):
                 shard = self._shards[index]
