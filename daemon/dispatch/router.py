@@ -94,18 +94,21 @@ class LiveRouter:
     def choose(self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float) -> Booked:
         """After `read_prompt`. Raises RequestError 503 when no worker of the pool is up, 400 as the policy says."""
         if plan.expected_cost is not None and ask.headers is None and not (pool.has_buckets or ask.wants_explanation):
-            return self._choose_least_cost(ask, pool, plan, prompt_tokens, now)
+            return self.choose_least_cost(ask.features, ask.body_bytes, pool, plan, prompt_tokens, now)
         return self._choose_by_policy(ask, table, pool, plan, prompt_tokens, now)
 
-    def _choose_least_cost(self, ask: Ask, pool: Pool, plan: Plan, prompt_tokens: int, now: float) -> Booked:
+    def choose_least_cost(
+        self, features: Features, body_bytes: int, pool: Pool, plan: Plan, prompt_tokens: int, now: float
+    ) -> Booked:
+        """`choose` by the short way: for a plan with `expected_cost`, a pool without buckets, no routing headers."""
         parameters = plan.expected_cost
         assert parameters is not None
         booked = self._chooser.choose(
             pool.slots,
             pool.workers,
-            ask.body_bytes,
+            body_bytes,
             prompt_tokens,
-            not ask.features.is_stream,
+            not features.is_stream,
             now,
             parameters.theta,
             parameters.theta_gain,
@@ -117,7 +120,7 @@ class LiveRouter:
             return booked
         if booked is None:
             raise pool.nobody()
-        return self._choose_unlocked(ask, pool, prompt_tokens)
+        return self._choose_unlocked(Ask(features, body_bytes), pool, prompt_tokens)
 
     def _choose_by_policy(
         self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float

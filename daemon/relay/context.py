@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,7 +59,8 @@ class ShardContext:
         """This shard alone was told to stop (the whole daemon's drain is in the segment)."""
         self._tables = tables
         self._table = tables(0)
-        self._next_sample = 0.0
+        self.next_sample = 0.0 if settings.decision_sample_interval_s else inf
+        """from then on the next decision is explained and kept"""
         self._wall_offset = time.time() - time.monotonic()
         self._request_ids = count()
         self._id_prefix = f"req-{os.urandom(6).hex()}-".encode()
@@ -87,10 +89,9 @@ class ShardContext:
 
     def is_sample_due(self, now: float) -> bool:
         """At most one decision per interval is explained and kept, however many there are."""
-        interval = self.settings.decision_sample_interval_s
-        if not interval or now < self._next_sample:
+        if now < self.next_sample:
             return False
-        self._next_sample = now + interval
+        self.next_sample = now + self.settings.decision_sample_interval_s
         return True
 
     # --- telemetry

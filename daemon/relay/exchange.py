@@ -126,9 +126,12 @@ class Exchange:
             router = self.context.router
             prompt_tokens = router.read_prompt(self.features)
             plan = self._plan(prompt_tokens)
-            ask = self._ask(plan)
             now = self.context.now()
-            self._book(router.choose(ask, self.table, pool, plan, prompt_tokens, now))
+            if self._is_plain(pool, plan, now):
+                booked = router.choose_least_cost(self.features, self.request.body_size, pool, plan, prompt_tokens, now)
+            else:
+                booked = router.choose(self._ask(plan, now), self.table, pool, plan, prompt_tokens, now)
+            self._book(booked)
             if self.context.cells[at.H_RECORDING]:
                 self.taken = self.context.recording.begin(router.chain, self.request.started)
         except RequestError as error:
@@ -162,18 +165,25 @@ class Exchange:
         self.plan = plan
         return plan
 
-    def _ask(self, plan: Plan) -> Ask:
+    def _is_plain(self, pool: Pool, plan: Plan, now: float) -> bool:
+        """Whether nothing but prompt, loads and costs decides, and nobody wants to know why: nearly always."""
         request = self.request
-        wants_explanation = self.context.is_sample_due(request.started)
-        if request.wants_explanation and self.context.may_explain(self.client.peer):
+        return (
+            plan.expected_cost is not None
+            and not (request.has_routing_headers or request.wants_explanation or pool.has_buckets)
+            and now < self.context.next_sample
+        )
+
+    def _ask(self, plan: Plan, now: float) -> Ask:
+        request, context = self.request, self.context
+        wants_explanation = context.is_sample_due(now)
+        if request.wants_explanation and context.may_explain(self.client.peer):
             wants_explanation = True
         headers = None
         if plan.expected_cost is None or request.has_routing_headers:
             headers = request.header_map()
-        ask = Ask(self.features, request.body_size, headers, wants_explanation)
-        if headers is not None:
             self.asked_strategy = plan.selection.asked_in(headers)
-        return ask
+        return Ask(self.features, request.body_size, headers, wants_explanation)
 
     def _book(self, booked: Booked) -> None:
         self.booked = self.decision = booked
