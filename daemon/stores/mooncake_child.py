@@ -25,6 +25,8 @@ from pointsman.daemon.stores.mooncake_wire import Reply, Request, Setup, Started
 
 OBJECT_NOT_FOUND = -704
 REPLICA_IS_NOT_READY = -703
+_ABSENCE = {0: OBJECT_NOT_FOUND, 1: REPLICA_IS_NOT_READY}
+"""What `is_exist` says of an object without a description; everything else it says is a code."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +126,7 @@ class _Lane:
         if unknown:
             exist = self._client.batch_is_exist([request.keys[place] for place in unknown])
             for place, answer in zip(unknown, exist, strict=True):
-                numbers[place] = {0: OBJECT_NOT_FOUND, 1: REPLICA_IS_NOT_READY}.get(answer, answer)
+                numbers[place] = _ABSENCE.get(int(answer), int(answer))
         return Reply(numbers, [_copies(found.get(key, ())) for key in request.keys])
 
     def _read(self, request: Request) -> Reply:

@@ -44,6 +44,7 @@ class RedisBackend:
     def __init__(self, url: str, *, prefix: str = "", socket_timeout_s: float = SOCKET_TIMEOUT_S) -> None:
         try:
             import redis
+            import redis.exceptions
             from redis.backoff import NoBackoff
             from redis.retry import Retry
         except ImportError as error:
