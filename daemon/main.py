@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "run the gateway",
     "demo": "run the gateway with simulated or real small engines",
     "check": "check configuration files",
+    "schema": "print the JSON Schema of a configuration file",
     "status": "show what the running gateway does",
     "workers": "list, add and remove workers",
     "reload": "read the live files again",
