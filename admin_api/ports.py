@@ -7,7 +7,7 @@ are the answer) and nothing else on purpose.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -75,6 +75,17 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None
     last_probe: float | None
     next_probe: float | None
+
+
+class ExplainRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is not sent, to see where it would go."""
+
+    request: dict[str, Any]
+    """The body as a client would send it."""
+    path: str = "/v1/chat/completions"
+    headers: dict[str, str] = {}
+    profile: str | dict[str, Any] | None = None
+    """A profile's name, or a draft as in profiles.json; None: as the request says."""
 
 
 class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +158,22 @@ class ControlPort(Protocol):
 
     async def forget_worker(self, key: str) -> WorkerView:
         """When it returns, the worker is believed to hold no prompt. 404 `WORKER_NOT_FOUND`."""
+        ...
+
+    def explain(self, asked: ExplainRequest) -> dict[str, Any]:
+        """Nothing is booked. 400 for what cannot be read, 404 for a profile or model that does not exist."""
+        ...
+
+    def decisions(self, limit: int, key: str | None) -> list[dict[str, Any]]:
+        """The newest routed requests, of one worker if `key` names it."""
+        ...
+
+    def decision(self, request_id: str) -> dict[str, Any]:
+        """404 `DECISION_NOT_FOUND`: never routed, or too long ago."""
+        ...
+
+    def why(self, key: str, last_s: float) -> dict[str, Any]:
+        """What went to a worker in the last seconds, and why. 404 `WORKER_NOT_FOUND`."""
         ...
 
     def config(self) -> ConfigView: ...

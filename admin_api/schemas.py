@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from pointsman.admin_api.answers import bad_request
-from pointsman.admin_api.ports import WorkerPatch, WorkerRequest
+from pointsman.admin_api.ports import ExplainRequest, WorkerPatch, WorkerRequest
 from pointsman.config import defects
 from pointsman.config.workers_schema import MAX_WEIGHT, Capacity, WorkerType
 
@@ -160,6 +160,24 @@ class RecordBody(_Strict):
     """POST /record"""
 
     minutes: float = Field(gt=0, le=MAX_RECORD_MINUTES)
+
+
+class ExplainBody(_Strict):
+    """POST /explain, with what the request is sent with"""
+
+    request: dict[str, Any]
+    path: str = Field(default="/v1/chat/completions", pattern="^/", max_length=4096)
+    headers: dict[str, str] = Field(default_factory=dict, max_length=100)
+    profile: str | dict[str, Any] | None = None
+
+
+def read_explain(data: bytes) -> ExplainRequest:
+    """That, or a plain request body. Raises RequestError 400 with all defects."""
+    value = _parse(data)
+    if isinstance(value, dict) and "request" not in value:
+        return ExplainRequest(request=value)
+    body = check(value, ExplainBody)
+    return ExplainRequest(request=body.request, path=body.path, headers=body.headers, profile=body.profile)
 
 
 def read_body(data: bytes, model: type[Body]) -> Body:

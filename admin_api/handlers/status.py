@@ -22,6 +22,11 @@ GET    /workers/ID            ID is the worker's id, or its URL (percent-encoded
 PATCH  /workers/ID            weight, labels, models, api_key
 PUT    /workers/ID            as POST, with the same url
 DELETE /workers/ID            no more picks; running requests end
+POST   /workers/ID/forget     its engine's prefix cache is gone (flushed by hand, say)
+GET    /workers/ID/why        ?last=10m: what went there, and why
+POST   /explain               a request body, or {{"request": {{…}}, "headers": {{…}}, "profile": NAME or draft}}
+GET    /decisions             ?limit=50  ?worker=ID: the newest routed requests
+GET    /decisions/REQUEST-ID  one of them, with its explanation where it was kept
 GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
 POST   /record                {{"minutes": 10}}: the traffic as lines of a trace (lengths, times, hashes; no text)

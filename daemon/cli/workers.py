@@ -1,4 +1,4 @@
-"""`pointsman workers [list|add|remove]`"""
+"""`pointsman workers [list|add|remove|why|forget]`"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pointsman.daemon.cli.terminal import plain, table
 from pointsman.daemon.errors import EXIT_OK
 
 _HEADS = ("WORKER", "STATUS", "TYPE", "MODELS", "WEIGHT", "IN FLIGHT", "PICKS", "FROM", "LAST ERROR")
-_EPILOG = "Actions: list (the default), add URL, remove ID|URL; each has its own --help."
+_EPILOG = "Actions: list (the default), add URL, remove, why, forget ID|URL; each has its own --help."
 
 
 def run(argv: list[str]) -> int:
@@ -42,7 +42,7 @@ def _list(argv: list[str]) -> int:
     parser.add_argument(
         "--state", choices=("draining", "all"), help="the removed ones whose requests still run, or all"
     )
-    parser.add_argument("action", nargs="?", metavar="list|add|remove")
+    parser.add_argument("action", nargs="?", metavar="list|add|remove|why|forget")
     arguments = parser.parse(argv)
     if arguments.action is not None:
         hint = closest(arguments.action, _ACTIONS)
@@ -165,4 +165,88 @@ def _remove(argv: list[str]) -> int:
     return perform("workers remove", arguments, work)
 
 
-_ACTIONS: dict[str, Callable[[list[str]], int]] = {"list": _list, "add": _add, "remove": _remove}
+# --- forget
+
+
+def _forget(argv: list[str]) -> int:
+    parser = Parser("workers forget", "Believe nothing to be in the prefix cache of a worker's engine any more.")
+    add_arguments(parser)
+    parser.add_argument("worker", metavar="ID|URL")
+    arguments = parser.parse(argv)
+
+    def work(client: AdminClient) -> int:
+        answer = client.ask("POST", f"/workers/{quote(arguments.worker, safe='')}/forget").value
+        if arguments.json:
+            print_json(answer)
+        else:
+            print(plain(answer["message"]))
+        return EXIT_OK
+
+    return perform("workers forget", arguments, work)
+
+
+# --- why
+
+
+def _why(argv: list[str]) -> int:
+    parser = Parser("workers why", "Show what went to a worker of late, why, and what to do about it.")
+    add_arguments(parser)
+    parser.add_argument("worker", metavar="ID|URL")
+    parser.add_argument("--last", default="10m", metavar="TIME", help="90s, 10m, 2h (default: 10m)")
+    arguments = parser.parse(argv)
+
+    def work(client: AdminClient) -> int:
+        query = urlencode({"last": arguments.last})
+        found = client.ask("GET", f"/workers/{quote(arguments.worker, safe='')}/why?{query}").value
+        if arguments.json:
+            print_json(found)
+        else:
+            print("\n".join(_explained(found)))
+        return EXIT_OK
+
+    return perform("workers why", arguments, work)
+
+
+def _explained(found: dict[str, Any]) -> list[str]:
+    share = found["share_of_requests"]
+    lines = [f"{plain(found['worker'])}: {found['requests']} requests in the last {found['asked_s']:g} s"]
+    if share is not None:
+        lines[0] += f", {share:.0%} of all"
+    if not found["is_covered"]:
+        lines.append(f"  only the last {found['covered_s']:g} s are kept")
+    if found["failed"]:
+        lines.append(f"  {found['failed']} failed")
+    lines += [f"  {share:7.1%}  {plain(reason)}" for reason, share in found["reasons"].items()]
+    if found["top_groups"]:
+        lines.append("prefix groups (hash of the first 1024 characters)")
+        lines += [f"  {row['share']:7.1%}  {row['group']}  {row['requests']} requests" for row in found["top_groups"]]
+    ttft, cache, load = found["ttft"], found["cache"], found["load"]
+    if ttft:
+        lines.append(
+            f"first token after {ttft['mean_s']:.3f} s on average; predicted {ttft['mean_error_s']:+.3f} s off on "
+            f"average, by {ttft['p50_abs_error_s']:.3f} s (half), {ttft['p90_abs_error_s']:.3f} s (nine in ten)"
+        )
+    if cache:
+        lines.append(
+            f"cached prompt tokens: believed {cache['believed_share']:.1%}, engine {cache['engine_share']:.1%}"
+        )
+    lines.append(
+        f"load: {load['in_flight']} in flight, {load['decoding']} of them decoding, {load['in_line_s']:.3f} s in line; "
+        f"engine says running {_told(load['engine_running'])}, waiting {_told(load['engine_waiting'])}"
+    )
+    age = load["signal_age_s"]
+    lines.append("engine metrics: never read" if age is None else f"engine metrics: {age:g} s old")
+    return lines + [f"-> {plain(text)}" for text in found["advice"]]
+
+
+def _told(value: float | None) -> str:
+    return "?" if value is None else f"{value:g}"
+
+
+_ACTIONS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "add": _add,
+    "remove": _remove,
+    "why": _why,
+    "forget": _forget,
+}

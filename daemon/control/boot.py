@@ -19,8 +19,10 @@ from pointsman.daemon import leash
 from pointsman.daemon.control import admin, files, restore
 from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.channel import Channel
+from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import Rules, compile_snapshot, rules_in
 from pointsman.daemon.control.drain import Drainer
+from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
@@ -139,7 +141,17 @@ class Control:
         last_rules = rules_in(last) if last else Rules()
         self._reloader = Reloader(settings, registry, locator, last_rules, catalog.settle, self._reload_soon)
         recorder = Recorder(segment, settings.prefix_block_bytes, lambda: publisher.current.models)
-        return ControlService(settings, segment, catalog, publisher, self._reloader, recorder, self._residency)
+        return ControlService(
+            settings,
+            segment,
+            catalog,
+            publisher,
+            self._reloader,
+            recorder,
+            self._residency,
+            Explainer(self._routing, lambda: publisher.current),
+            Decisions(self._routing, lambda: publisher.current.workers),
+        )
 
     def _own_ports(self) -> frozenset[int]:
         names = [sock.getsockname() for sock in self._admin_sockets if sock.family != socket.AF_UNIX]

@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
-from pointsman.admin_api.ports import ConfigView, StatusView, WorkerPatch, WorkerRequest, WorkerView
+from pointsman.admin_api.ports import ConfigView, ExplainRequest, StatusView, WorkerPatch, WorkerRequest, WorkerView
 from pointsman.config.settings import Settings
+from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.control import files
 from pointsman.daemon.control.catalog import Catalog
+from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import content_hash
+from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.views import Clock, process_views
+from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry import metrics
@@ -35,6 +40,8 @@ class ControlService:
     reloader: Reloader
     recorder: Recorder
     residency: Residency
+    explainer: Explainer
+    routed: Decisions
 
     async def add_worker(self, request: WorkerRequest) -> WorkerView:
         return await self.catalog.add(request)
@@ -56,6 +63,27 @@ class ControlService:
         held = await self.residency.forget(worker.slot)
         log("cache_forgotten", worker=worker.url, reason="asked", chars=held)
         return self.catalog.view(worker)
+
+    def explain(self, asked: ExplainRequest) -> dict[str, Any]:
+        return self.explainer.explain(asked)
+
+    def decisions(self, limit: int, key: str | None) -> list[dict[str, Any]]:
+        return self.routed.latest(limit, None if key is None else self._spec(key))
+
+    def decision(self, request_id: str) -> dict[str, Any]:
+        return self.routed.one(request_id)
+
+    def why(self, key: str, last_s: float) -> dict[str, Any]:
+        return self.routed.why(self._spec(key), last_s)
+
+    def _spec(self, key: str) -> WorkerSpec:
+        """Raises RequestError 404, also for a worker that is in no generation yet or any more."""
+        worker = self.catalog.find(key)
+        for spec in self.publisher.current.workers:
+            if spec.id == worker.id:
+                return spec
+        message = f"worker {worker.url} is not in force: it was removed, or its name does not resolve"
+        raise RequestError(404, "WORKER_NOT_FOUND", message, fault=Fault.CLIENT)
 
     def config(self) -> ConfigView:
         reloader, publisher = self.reloader, self.publisher

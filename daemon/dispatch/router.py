@@ -16,7 +16,7 @@ from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.fleet import SharedChain, SharedFleet
 from pointsman.daemon.routing.eligibility import narrow
 from pointsman.daemon.routing.expected_cost import lost_with
-from pointsman.daemon.routing.picking import IMBALANCE, REASONS, STALE, Explanation, Situation
+from pointsman.daemon.routing.picking import IMBALANCE, REASONS, STALE, Explanation, Pick, Situation
 from pointsman.daemon.routing.policies import Rng, least_request
 from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN
 from pointsman.daemon.routing.prompt import Request as Description
@@ -240,7 +240,7 @@ class LiveRouter:
 
     def explain(
         self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float
-    ) -> tuple[Explanation, int]:
+    ) -> tuple[Explanation, Pick]:
         """What `choose` would go by after `read_prompt`, and whom it would pick (ties by this process' own dice).
 
         Nothing is booked. Raises RequestError as `choose` does, 503 also when a mutex is not to be had.
@@ -255,7 +255,7 @@ class LiveRouter:
             try:
                 situation = self._situation(request, fleet, left, now, has_index=has_index)
                 pick = selection.pick(policy, situation, selection.session(request))
-                return selection.explain(policy, situation, dropped), pick.worker
+                return selection.explain(policy, situation, dropped), pick
             finally:
                 if has_index:
                     self._index.unlock()

@@ -118,6 +118,7 @@ class Explanation:
     tied: tuple[int, ...] = ()
     dropped: dict[int, str] | None = None
     matched_tokens: dict[int, int] | None = None
+    matched_chars: dict[int, int] | None = None
     ttft_s: dict[int, float] | None = None
     """Predicted: line and this prefill."""
 
@@ -139,6 +140,7 @@ class Explanation:
             "tied": [names[w] for w in self.tied],
             "dropped": {names[w]: why for w, why in (self.dropped or {}).items()},
             "matched_tokens": {names[w]: count for w, count in (self.matched_tokens or {}).items()},
+            "matched_chars": {names[w]: count for w, count in (self.matched_chars or {}).items()},
             "predicted_ttft_s": {names[w]: seconds for w, seconds in (self.ttft_s or {}).items()},
         }
 

@@ -64,6 +64,7 @@ class Selection:
             found,
             dropped={**dropped, **(found.dropped or {})},
             matched_tokens={worker: situation.cached_tokens(worker) for worker in eligible},
+            matched_chars={worker: situation.matched_chars(worker) for worker in eligible},
             ttft_s={worker: loads[worker].wait_s(situation.now) + situation.prefill_s(worker) for worker in eligible},
         )
 

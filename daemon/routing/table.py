@@ -139,8 +139,8 @@ class RoutingTable:
             name: self._pool([w for w in self._regular if not w.models or name in w.models], name) for name in names
         }
         self.model_names = tuple(dict.fromkeys(name for worker in snapshot.workers for name in worker.models))
-        self._default = self._plan(Profile(NO_PROFILE, routing=snapshot.default_routing))
-        self._plans = {name: self._plan(profile) for name, profile in snapshot.profiles.items()}
+        self._default = self.plan_of(Profile(NO_PROFILE, routing=snapshot.default_routing))
+        self._plans = {name: self.plan_of(profile) for name, profile in snapshot.profiles.items()}
         self._hints = {
             name: Hints(hints.prompt_tokens_gte, hints.prompt_tokens_lt, hints.max_tokens_gte, hints.max_tokens_lt)
             for name, hints in ((name, profile.hints) for name, profile in snapshot.profiles.items())
@@ -169,7 +169,8 @@ class RoutingTable:
             any(map(_has_bucket, workers)),
         )
 
-    def _plan(self, profile: Profile) -> Plan:
+    def plan_of(self, profile: Profile) -> Plan:
+        """Compiled as a profile of this generation. Raises RequestError 400 for a strategy that does not exist."""
         snapshot = self.snapshot
         parameters: dict[str, Any] = dict(profile.routing)
         parameters["routingStrategy"] = profile.strategy or snapshot.default_policy

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
-from pointsman.admin_api.ports import ConfigView, ProcessView, StatusView, WorkerPatch, WorkerRequest, WorkerView
+from pointsman.admin_api.ports import (
+    ConfigView,
+    ExplainRequest,
+    ProcessView,
+    StatusView,
+    WorkerPatch,
+    WorkerRequest,
+    WorkerView,
+)
 from pointsman.config.worker_urls import canonical_url
 from pointsman.daemon.errors import Fault, RequestError
 
@@ -123,6 +132,20 @@ class FakeControlPort:
         changed = msgspec.structs.replace(known, **changes)
         self.live[self.live.index(known)] = changed
         return changed
+
+    def explain(self, asked: ExplainRequest) -> dict[str, Any]:
+        self._note("explain", asked)
+        return {"worker": None}
+
+    def decisions(self, limit: int, key: str | None) -> list[dict[str, Any]]:
+        self._note("decisions", (limit, key))
+        return []
+
+    def decision(self, request_id: str) -> dict[str, Any]:
+        raise error(404, "DECISION_NOT_FOUND", request_id)
+
+    def why(self, key: str, last_s: float) -> dict[str, Any]:
+        return {"worker": self._find(key).url, "asked_s": last_s}
 
     async def forget_worker(self, key: str) -> WorkerView:
         self._note("forget", key)

@@ -244,6 +244,6 @@ def test_explaining_books_nothing(bench: Bench) -> None:
     before = bench.state.index.totals()
     explanation, picked = explainer.explain(Ask(features, 3000), bench.table, bench.table.everyone, plan, tokens, 3.0)
     assert explanation.matched_tokens is not None
-    assert explanation.matched_tokens[picked] == 749
+    assert explanation.matched_tokens[picked.worker] == 749
     assert bench.state.index.totals() == before
     assert bench.is_empty()
