@@ -143,7 +143,7 @@ class Control:
         recorder = Recorder(segment, settings.prefix_block_bytes, lambda: publisher.current.models)
         return ControlService(
             settings,
-            segment,
+            self._routing,
             catalog,
             publisher,
             self._reloader,

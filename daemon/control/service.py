@@ -22,6 +22,7 @@ from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.views import Clock, process_views
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry import metrics
 from pointsman.daemon.telemetry.logs import log
@@ -34,7 +35,7 @@ class ControlService:
     """Implements `admin_api.ports.ControlPort`."""
 
     settings: Settings
-    segment: Segment
+    routing: RoutingState
     catalog: Catalog
     publisher: Publisher
     reloader: Reloader
@@ -42,6 +43,10 @@ class ControlService:
     residency: Residency
     explainer: Explainer
     routed: Decisions
+
+    @property
+    def segment(self) -> Segment:
+        return self.routing.segment
 
     async def add_worker(self, request: WorkerRequest) -> WorkerView:
         return await self.catalog.add(request)
@@ -132,7 +137,7 @@ class ControlService:
             last_reload_ok=self.reloader.is_ok,
             last_reload_success_at=self.publisher.published_at,
         )
-        return metrics.render(self.segment, self.publisher.current, info)
+        return metrics.render(self.routing, self.publisher.current, info)
 
     def record(self, seconds: float) -> AsyncGenerator[bytes]:
         return self.recorder.record(seconds)

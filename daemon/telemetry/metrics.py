@@ -17,7 +17,9 @@ from prometheus_client.registry import Collector
 
 from pointsman.config.snapshot import MODEL_OTHER, Snapshot, WorkerSpec
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.telemetry import routing_metrics
 from pointsman.daemon.telemetry.series import ROUTES, Histogram, read_histogram, read_series
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,16 +38,17 @@ class DaemonInfo:
     """when the configuration in force was published"""
 
 
-def render(segment: Segment, snapshot: Snapshot, info: DaemonInfo) -> bytes:
+def render(state: RoutingState, snapshot: Snapshot, info: DaemonInfo) -> bytes:
     """Prometheus text format 0.0.4 (`CONTENT_TYPE`)."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_SegmentCollector(segment, snapshot, info))
+    registry.register(_SegmentCollector(state, snapshot, info))
     return generate_latest(registry)
 
 
 class _SegmentCollector(Collector):
-    def __init__(self, segment: Segment, snapshot: Snapshot, info: DaemonInfo) -> None:
-        self._segment = segment
+    def __init__(self, state: RoutingState, snapshot: Snapshot, info: DaemonInfo) -> None:
+        self._state = state
+        self._segment = state.segment
         self._snapshot = snapshot
         self._info = info
 
@@ -54,6 +57,7 @@ class _SegmentCollector(Collector):
         yield from _workers(self._segment, self._snapshot.workers)
         yield from _shards(self._segment)
         yield from _totals(self._segment)
+        yield from routing_metrics.collect(self._state, self._snapshot.workers)
         yield from _daemon(self._segment, self._info)
 
 

@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pointsman.config.snapshot import Snapshot, WorkerSpec
 from pointsman.daemon.shm import layout as at
-from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
+from pointsman.daemon.shm.segment import EngineSignals, Segment
 from pointsman.daemon.telemetry.metrics import DaemonInfo, render
 from pointsman.daemon.telemetry.series import ROUTES, Series
 
@@ -42,6 +43,41 @@ NAMES = {
     "pointsman_series_full_total": ("counter", ""),
     "pointsman_lock_timeouts_total": ("counter", ""),
     "pointsman_lock_recoveries_total": ("counter", ""),
+    "pointsman_cache_hits_total": ("counter", ""),
+    "pointsman_cache_misses_total": ("counter", ""),
+    "pointsman_load_balancing_events_total": ("counter", ""),
+    "pointsman_degraded_choices_total": ("counter", ""),
+    "pointsman_unlocked_choices_total": ("counter", ""),
+    "pointsman_unindexed_choices_total": ("counter", ""),
+    "pointsman_unbooked_requests_total": ("counter", ""),
+    "pointsman_prefix_index_evictions_total": ("counter", ""),
+    "pointsman_prefix_index_memory_evictions_total": ("counter", ""),
+    "pointsman_prefix_index_lock_recoveries_total": ("counter", ""),
+    "pointsman_prefix_index_lock_timeouts_total": ("counter", ""),
+    "pointsman_prefix_index_resets_total": ("counter", ""),
+    "pointsman_prefills_learned_total": ("counter", ""),
+    "pointsman_load_range": ("gauge", ""),
+    "pointsman_prefix_index_blocks": ("gauge", ""),
+    "pointsman_prefix_index_capacity_blocks": ("gauge", ""),
+    "pointsman_lost_prefix_share": ("gauge", ""),
+    "pointsman_predicted_prefill_1000_seconds": ("gauge", ""),
+    "pointsman_predicted_prefill_10000_seconds": ("gauge", ""),
+    "pointsman_output_tokens_mean": ("gauge", ""),
+    "pointsman_policy_decisions_total": ("counter", "reason worker"),
+    "pointsman_worker_prompt_tokens_total": ("counter", "worker"),
+    "pointsman_worker_matched_tokens_total": ("counter", "worker"),
+    "pointsman_worker_engine_prompt_tokens_total": ("counter", "worker"),
+    "pointsman_worker_engine_cached_tokens_total": ("counter", "worker"),
+    "pointsman_worker_predictions_total": ("counter", "worker"),
+    "pointsman_worker_predicted_ttft_seconds_total": ("counter", "worker"),
+    "pointsman_worker_ttft_seconds_total": ("counter", "worker"),
+    "pointsman_worker_ttft_error_seconds_total": ("counter", "worker"),
+    "pointsman_tree_size": ("gauge", "worker"),
+    "pointsman_tree_blocks": ("gauge", "worker"),
+    "pointsman_tree_pinned": ("gauge", "worker"),
+    "pointsman_worker_kv_tokens": ("gauge", "worker"),
+    "pointsman_worker_wait_seconds": ("gauge", "worker"),
+    "pointsman_worker_signal_age_seconds": ("gauge", "worker"),
     "pointsman_config_generation": ("gauge", ""),
     "pointsman_config_last_reload_successful": ("gauge", ""),
     "pointsman_config_last_reload_success_timestamp_seconds": ("gauge", ""),
@@ -65,8 +101,15 @@ def segment() -> Segment:
     return made
 
 
+def state_of(segment: Segment) -> RoutingState:
+    state = RoutingState.create(segment, IndexSize(1, 512), 2**20)
+    for slot in range(segment.layout.slots):
+        state.set_kv_tokens(slot, segment.kv_tokens(slot))
+    return state
+
+
 def scrape(segment: Segment, snapshot: Snapshot = SNAPSHOT, info: DaemonInfo = INFO) -> dict[str, Metric]:
-    text = render(segment, snapshot, info).decode()
+    text = render(state_of(segment), snapshot, info).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -85,6 +128,8 @@ def test_the_names_types_and_labels_are_the_public_ones(segment: Segment) -> Non
     shard.count(CHAT, 1, 200)
     for kind in (at.KIND_DURATION, at.KIND_FIRST_BYTE):
         shard.observe(CHAT, kind, 0.1)
+    segment.cells[segment.layout.load(0, 0, at.L_REASONS)] = 1
+    segment.report(0, EngineSignals(1.0, kv_tokens=1000))
     found = {}
     for family in scrape(segment).values():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -94,7 +139,7 @@ def test_the_names_types_and_labels_are_the_public_ones(segment: Segment) -> Non
 
 
 def test_every_family_has_help_and_type_once_and_before_its_samples(segment: Segment) -> None:
-    lines = render(segment, SNAPSHOT, INFO).decode().splitlines()
+    lines = render(state_of(segment), SNAPSHOT, INFO).decode().splitlines()
     helped = [line.split()[2] for line in lines if line.startswith("# HELP")]
     typed = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert helped == typed == list(dict.fromkeys(helped))
@@ -163,7 +208,7 @@ def test_workers_are_shown_by_url_over_all_shards(segment: Segment) -> None:
 
 
 def test_series_of_removed_workers_disappear(segment: Segment) -> None:
-    text = render(segment, Snapshot(generation=8, workers=(worker(0),)), INFO).decode()
+    text = render(state_of(segment), Snapshot(generation=8, workers=(worker(0),)), INFO).decode()
     assert "h0:8000" in text
     assert "h2:8000" not in text
 
@@ -221,3 +266,17 @@ def test_the_daemons_own_figures(segment: Segment) -> None:
 def test_a_refused_reload_shows(segment: Segment) -> None:
     refused = DaemonInfo(version="0.1.0", started_at=0.0, last_reload_ok=False, last_reload_success_at=5.0)
     assert scrape(segment, info=refused)["pointsman_config_last_reload_successful"].samples[0].value == 0
+
+
+def test_routing_is_told_by_worker_and_reason(segment: Segment) -> None:
+    for shard in range(2):
+        row = segment.layout.load(shard, 2, 0)
+        for word, count in ((at.L_REASONS + 1, 3), (at.L_ERROR_US, 250_000), (at.L_BELIEVED_TOKENS, 40)):
+            segment.cells[row + word] = count
+    for gauge in (at.G_CACHE_HITS, at.G_DEGRADED):
+        segment.cells[segment.layout.gauge(1, gauge)] = 5
+    assert values(segment, "pointsman_policy_decisions") == {("spill", "http://h2:8000"): 6}
+    assert values(segment, "pointsman_worker_ttft_error_seconds")[("http://h2:8000",)] == 0.5
+    assert values(segment, "pointsman_worker_matched_tokens")[("http://h2:8000",)] == 80
+    assert (value(segment, "pointsman_cache_hits"), value(segment, "pointsman_degraded_choices")) == (5, 5)
+    assert value(segment, "pointsman_predicted_prefill_1000_seconds") == pytest.approx(0.052, rel=0.01)
