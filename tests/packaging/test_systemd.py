@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_USAGE
+from pointsman.daemon.main import main
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.processes import is_alive, wait_until
 from tests.fakes.service_manager import ServiceManager
@@ -344,4 +346,127 @@ def test_user_and_directory_are_made_from_what_is_shipped(repository: Path, tmp_
     command = ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "-"]
     made = subprocess.run(command, input=tmpfiles.read_text(), capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
-    assert (tmp_path / "etc/pointsman").stat().st_mode & 0o7777 == 0o2770
+    assert (tmp_path / "etc/pointsman").stat().st_mode & 0o7777 == 0o2750
+
+
+# --- scripts/install-service
+
+
+class Rehearsal:
+    """An installation below a directory, as the script leaves it."""
+
+    def __init__(self, script: Path, root: Path) -> None:
+        self.script = script
+        self.root = root
+        self.configuration = root / "etc/pointsman"
+        self.units = root / "usr/local/lib/systemd/system"
+
+    def run(self, *arguments: str) -> str:
+        done = self.attempt("--root", str(self.root), *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([self.script, *arguments], capture_output=True, text=True, check=False)
+
+    def files(self) -> set[str]:
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture
+def rehearsal(repository: Path, tmp_path: Path) -> Rehearsal:
+    return Rehearsal(repository / "scripts/install-service", tmp_path / "root")
+
+
+def test_an_installation_is_complete_and_its_files_are_good(rehearsal: Rehearsal) -> None:
+    said = rehearsal.run("--no-venv")
+    assert {
+        "etc/pointsman/pointsman.toml",
+        "etc/pointsman/profiles.json",
+        "etc/pointsman/workers.json",
+        "etc/pointsman/admin-token",
+        "etc/pointsman/schema/config.schema.json",
+        "etc/pointsman/examples/profiles.json",
+        "usr/local/lib/systemd/system/pointsman.service",
+        "usr/local/lib/systemd/system/pointsman.socket",
+        "usr/local/lib/sysusers.d/pointsman.conf",
+        "usr/local/lib/tmpfiles.d/pointsman.conf",
+        "opt/pointsman/doc/systemd.md",
+        "usr/local/bin/pointsman",
+    } <= rehearsal.files()
+    assert "would run: systemctl daemon-reload" in said
+    assert "would run: systemctl enable --quiet --now pointsman.service" in said
+    names = ("pointsman.toml", "profiles.json", "workers.json")
+    assert main(["check", *(str(rehearsal.configuration / name) for name in names)]) == 0
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in rehearsal.configuration.iterdir() if path.is_file()}
+    assert modes == dict.fromkeys(names, 0o640) | {"admin-token": 0o600}
+    assert len((rehearsal.configuration / "admin-token").read_text()) >= 40
+
+
+def test_the_installed_settings_name_the_live_files_and_no_worker(rehearsal: Rehearsal) -> None:
+    rehearsal.run("--no-venv")
+    settings = tomllib.loads((rehearsal.configuration / "pointsman.toml").read_text())
+    assert settings.keys() == {"host", "port", "profiles_file", "workers_file"}
+    unit = (rehearsal.units / "pointsman.service").read_text()
+    for name in (settings["profiles_file"], settings["workers_file"], "pointsman.toml"):
+        assert f" /etc/pointsman/{name}" in unit, "what ExecReload checks"
+
+
+def test_schemas_are_found_from_where_the_files_are(rehearsal: Rehearsal) -> None:
+    rehearsal.run("--no-venv")
+    for name in ("pointsman.toml", "profiles.json", "examples/workers.json", "examples/pointsman.toml"):
+        file = rehearsal.configuration / name
+        named = re.search(r"(\S*/schema/\w+\.schema\.json)", file.read_text().replace('"', " "))
+        assert named is not None, name
+        assert (file.parent / named[1]).is_file(), name
+
+
+def test_an_upgrade_and_a_removal_keep_what_the_operator_wrote(rehearsal: Rehearsal) -> None:
+    rehearsal.run("--no-venv", "--socket")
+    workers, token = rehearsal.configuration / "workers.json", rehearsal.configuration / "admin-token"
+    workers.write_text('{"workers": [{"url": "http://10.0.0.5:8000"}]}')
+    before = workers.read_text(), token.read_text()
+    said = rehearsal.run("--no-venv")
+    assert "pointsman.socket pointsman.service" in said, "a port that systemd holds stays with it"
+    assert (workers.read_text(), token.read_text()) == before
+
+    assert "would run: systemctl disable --quiet --now pointsman.socket pointsman.service" in rehearsal.run("--remove")
+    assert (workers.read_text(), token.read_text()) == before
+    assert {name for name in rehearsal.files() if not name.startswith("etc/pointsman/")} == set()
+    rehearsal.run("--remove", "--purge")
+    assert rehearsal.files() == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--sokcet"], "unknown argument: --sokcet"),
+        (["--purge"], "--purge goes with --remove"),
+        (["--no-venv"], "--no-venv goes with --root"),
+        (["--root"], "--root needs a value"),
+    ],
+)
+def test_misuse_of_the_script_changes_nothing(rehearsal: Rehearsal, arguments: list[str], problem: str) -> None:
+    done = rehearsal.attempt(*arguments)
+    assert done.returncode == EXIT_USAGE
+    assert problem in done.stderr
+
+
+def test_the_script_is_clean(rehearsal: Rehearsal) -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, rehearsal.script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_installation_runs(rehearsal: Rehearsal) -> None:
+    """Twice: the second one leaves one environment, and the program where the unit looks for it."""
+    for _ in range(2):
+        rehearsal.run()
+    program = rehearsal.root / PROGRAM.lstrip("/")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.startswith("pointsman ")
+    assert len([path for path in (rehearsal.root / "opt/pointsman").iterdir() if path.name.startswith("20")]) == 1
+    settings = rehearsal.configuration / "pointsman.toml"
+    assert subprocess.run([program, "check", settings], capture_output=True, check=False).returncode == 0

@@ -29,7 +29,7 @@ def validator(kind: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema.SCHEMAS[kind]())
 
 
-def is_valid(kind: str, value: object) -> bool:
+def is_valid(kind: str, value: Any) -> bool:
     return bool(validator(kind).is_valid(value))
 
 
