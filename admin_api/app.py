@@ -20,6 +20,7 @@ from pointsman.admin_api.auth import AdminAuth, authenticator
 from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
 from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
+from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
 from pointsman.admin_api.handlers.record import RecordHandlers
 from pointsman.admin_api.handlers.status import StatusHandlers
@@ -39,7 +40,15 @@ def build_app(port: ControlPort, *, auth: AdminAuth, host_names: Collection[str]
         client_max_size=MAX_BODY_BYTES,
     )
     # a worker's key may hold slashes, so what lies below a worker comes before the worker itself
-    every = (StatusHandlers, ExplainHandlers, WorkerHandlers, LegacyHandlers, ConfigHandlers, RecordHandlers)
+    every = (
+        StatusHandlers,
+        ExplainHandlers,
+        WorkerHandlers,
+        LegacyHandlers,
+        ConfigHandlers,
+        RecordHandlers,
+        FanoutHandlers,
+    )
     for handlers in every:
         app.add_routes(handlers(port).routes())
     app.on_response_prepare.append(_set_headers)

@@ -131,6 +131,68 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     lock_recoveries: int
 
 
+class FanoutRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is asked of many workers at once."""
+
+    operation: str
+    body: bytes = b""
+    """As it came; JSON, or nothing."""
+    workers: tuple[str, ...] = ()
+    """Ids or URLs; empty = all."""
+    model: str | None = None
+    """Only workers that serve it."""
+    timeout_s: float | None = None
+    """Until the last worker has answered, all attempts included; None = as usual for the operation."""
+    include_down: bool = False
+    """Ask those too whose health probes fail."""
+
+
+class TargetResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of it at one worker."""
+
+    id: str
+    url: str
+    outcome: Literal["succeeded", "failed", "unsupported"]
+    path: str | None
+    """What the engine was asked last, in its own words; None = it was not asked."""
+    status: int | None
+    """HTTP, of the last answer; None = there was none."""
+    attempts: int
+    latency_ms: float
+    error: str | None
+    body: str
+    """The begin of the last answer."""
+
+
+class FanoutView(msgspec.Struct, frozen=True, kw_only=True):
+    operation: str
+    timeout_s: float
+    results: tuple[TargetResult, ...]
+    """In declaration order of the workers."""
+
+
+class LoadView(msgspec.Struct, frozen=True, kw_only=True):
+    """As SGLang's gateways show it."""
+
+    worker: str
+    """URL"""
+    load: int
+    """KV tokens in use, -1 = not told."""
+    details: Any
+    """What the engine answered; None = nothing."""
+
+
+class LoadsView(msgspec.Struct, frozen=True, kw_only=True):
+    fanout: FanoutView
+    workers: tuple[LoadView, ...]
+
+
+class EngineMetricsView(msgspec.Struct, frozen=True, kw_only=True):
+    fanout: FanoutView
+    page: bytes
+    """Prometheus text exposition format 0.0.4."""
+
+
 class ControlPort(Protocol):
     async def add_worker(self, request: WorkerRequest) -> WorkerView:
         """Register, probe (up to 2 s) and publish; when it returns, all shards may pick it if it is healthy.
@@ -198,3 +260,14 @@ class ControlPort(Protocol):
     def stop_recording(self) -> None:
         """The recording that runs ends as if its time were over. 404 `NO_RECORDING`."""
         ...
+
+    async def fan_out(self, request: FanoutRequest) -> FanoutView:
+        """When it returns, nothing is believed any more to be cached at workers that lost their cache by it.
+
+        400 `BAD_REQUEST`, 404 `WORKER_NOT_FOUND`, `MODEL_NOT_FOUND`: nobody was asked.
+        """
+        ...
+
+    async def engine_loads(self, request: FanoutRequest) -> LoadsView: ...
+
+    async def engine_metrics(self, request: FanoutRequest) -> EngineMetricsView: ...

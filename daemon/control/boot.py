@@ -23,6 +23,7 @@ from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import Rules, compile_snapshot, rules_in
 from pointsman.daemon.control.drain import Drainer
 from pointsman.daemon.control.explaining import Explainer
+from pointsman.daemon.control.fanning import Fanning
 from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
@@ -151,6 +152,7 @@ class Control:
             self._residency,
             Explainer(self._routing, lambda: publisher.current),
             Decisions(self._routing, lambda: publisher.current.workers),
+            Fanning(catalog, client, self._residency.forget),
         )
 
     def _own_ports(self) -> frozenset[int]:

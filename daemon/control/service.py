@@ -7,7 +7,18 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from pointsman.admin_api.ports import ConfigView, ExplainRequest, StatusView, WorkerPatch, WorkerRequest, WorkerView
+from pointsman.admin_api.ports import (
+    ConfigView,
+    EngineMetricsView,
+    ExplainRequest,
+    FanoutRequest,
+    FanoutView,
+    LoadsView,
+    StatusView,
+    WorkerPatch,
+    WorkerRequest,
+    WorkerView,
+)
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.control import files
@@ -15,6 +26,7 @@ from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import content_hash
 from pointsman.daemon.control.explaining import Explainer
+from pointsman.daemon.control.fanning import Fanning
 from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
@@ -43,6 +55,7 @@ class ControlService:
     residency: Residency
     explainer: Explainer
     routed: Decisions
+    fanning: Fanning
 
     @property
     def segment(self) -> Segment:
@@ -144,6 +157,15 @@ class ControlService:
 
     def stop_recording(self) -> None:
         self.recorder.stop()
+
+    async def fan_out(self, request: FanoutRequest) -> FanoutView:
+        return await self.fanning.run(request)
+
+    async def engine_loads(self, request: FanoutRequest) -> LoadsView:
+        return await self.fanning.loads(request)
+
+    async def engine_metrics(self, request: FanoutRequest) -> EngineMetricsView:
+        return await self.fanning.metrics(request)
 
 
 def _address(host: str, port: int) -> str:

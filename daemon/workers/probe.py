@@ -1,7 +1,8 @@
-"""One question to one worker: a bounded GET to its pinned address, no redirects, no proxies, no kept connections."""
+"""One question to one worker: bounded, to its pinned address, no redirects, no proxies, no kept connections."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ class Page:
     body: bytes
     headers: Mapping[str, str]
     """Names in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of whatever status."""
+
+    status: int
+    body: bytes
+    is_cut: bool
+    """The body was longer than asked for."""
 
 
 class _Card(msgspec.Struct):
@@ -93,14 +104,36 @@ class ProbeClient:
                 server_hostname=worker.endpoint.host if worker.endpoint.is_tls else None,
             ) as response:
                 return Page(await _body(response, limit_bytes), response.headers)
-        except TimeoutError:
-            raise ProbeFailed(f"no answer within {self.timeout_s:g} s") from None
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise ProbeFailed(f"certificate refused: {error.certificate_error}") from None
         except ProbeFailed:
             raise
         except Exception as error:  # noqa: BLE001 - boundary: whatever a worker does to the client is its failure
-            raise _mapped(error) from None
+            raise _mapped(error, self.timeout_s) from None
+
+    async def send(
+        self, worker: Worker, method: str, path: str, body: bytes = b"", *, timeout_s: float, limit_bytes: int
+    ) -> Answer:
+        """Any answer, its body cut off at the limit; `body` is JSON. Raises ProbeFailed when there is none in time."""
+        headers = _headers(worker) | {"Accept-Encoding": "identity"}
+        if body:
+            headers["Content-Type"] = "application/json"
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self.session.request(
+                    method,
+                    _url(worker, path),
+                    data=body or None,
+                    headers=headers,
+                    skip_auto_headers=("Content-Type",),
+                    allow_redirects=False,
+                    server_hostname=worker.endpoint.host if worker.endpoint.is_tls else None,
+                    timeout=aiohttp.ClientTimeout(total=None),
+                ) as response,
+            ):
+                got = await _read(response, limit_bytes)
+                return Answer(response.status, got[:limit_bytes], is_cut=len(got) > limit_bytes)
+        except Exception as error:  # noqa: BLE001 - boundary, as above
+            raise _mapped(error, timeout_s) from None
 
     async def models(self, worker: Worker) -> tuple[str, ...]:
         """What the engine says it serves (SGLang, vLLM and llama.cpp all do). Raises ProbeFailed."""
@@ -134,6 +167,11 @@ async def _body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
     if not 200 <= response.status < 300:
         redirected = " (redirects are not followed)" if 300 <= response.status < 400 else ""
         raise ProbeFailed(f"HTTP {response.status}{redirected}", status=response.status)
+    return await _read(response, limit_bytes)
+
+
+async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """Until the end, or until somewhere above the limit."""
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
@@ -142,7 +180,11 @@ async def _body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _mapped(error: Exception) -> ProbeFailed:
+def _mapped(error: Exception, timeout_s: float) -> ProbeFailed:
+    if isinstance(error, TimeoutError):
+        return ProbeFailed(f"no answer within {timeout_s:g} s")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return ProbeFailed(f"certificate refused: {error.certificate_error}")
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ECONNREFUSED:
         return ProbeFailed("connection refused", is_refused=True)

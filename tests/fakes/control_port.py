@@ -10,9 +10,15 @@ import msgspec
 
 from pointsman.admin_api.ports import (
     ConfigView,
+    EngineMetricsView,
     ExplainRequest,
+    FanoutRequest,
+    FanoutView,
+    LoadsView,
+    LoadView,
     ProcessView,
     StatusView,
+    TargetResult,
     WorkerPatch,
     WorkerRequest,
     WorkerView,
@@ -83,6 +89,10 @@ class FakeControlPort:
     reload_to: ConfigView = CONFIG
     recording: tuple[bytes, ...] = ()
     """lines"""
+    told: tuple[TargetResult, ...] = ()
+    """by the workers, to whatever is asked of all of them"""
+    loads: tuple[LoadView, ...] = ()
+    engine_page: bytes = b""
     breaks_with: Exception | None = None
     """raised by whatever is asked next"""
 
@@ -198,3 +208,13 @@ class FakeControlPort:
     def metrics(self) -> bytes:
         self._note("metrics")
         return b"# HELP pointsman_connections Open.\n# TYPE pointsman_connections gauge\npointsman_connections 5.0\n"
+
+    async def fan_out(self, request: FanoutRequest) -> FanoutView:
+        self._note("fan_out", request)
+        return FanoutView(operation=request.operation, timeout_s=request.timeout_s or 30.0, results=self.told)
+
+    async def engine_loads(self, request: FanoutRequest) -> LoadsView:
+        return LoadsView(fanout=await self.fan_out(request), workers=self.loads)
+
+    async def engine_metrics(self, request: FanoutRequest) -> EngineMetricsView:
+        return EngineMetricsView(fanout=await self.fan_out(request), page=self.engine_page)
