@@ -61,6 +61,8 @@ class EngineContext:
     faults: FaultBook = field(default_factory=FaultBook)
     weight_version: str = "default"
     weight_updates: int = 0
+    is_asleep: bool = False
+    is_profiling: bool = False
 
 
 @dataclass(slots=True)

@@ -20,6 +20,8 @@ async def state(call: Call) -> web.StreamResponse:
             "monotonic_s": time.monotonic(),
             "weight_version": context.weight_version,
             "is_paused": context.driver.is_paused,
+            "is_asleep": context.is_asleep,
+            "is_profiling": context.is_profiling,
             "engine": {**asdict(context.model.gauges()), "totals": asdict(context.model.totals)},
             "faults": context.faults.describe(),
         }
@@ -62,4 +64,5 @@ async def restart(call: Call) -> web.StreamResponse:
     context.journal.aborted_total += context.driver.abort_where("")
     context.model.flush_cache()
     context.metrics.started_unix_s = time.time()
+    context.is_asleep = context.is_profiling = False
     return await call.send_json({"status": "ok"})
