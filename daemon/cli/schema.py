@@ -94,7 +94,8 @@ def _take_parameters(section: Schema) -> None:
 
 def _parameter_definitions() -> dict[str, Schema]:
     """`sticky`, `chain`, `cache_aware`, … each by its name."""
-    kinds = {kind.__name__: kind for kind in (*PARAMETERS.values(), Stage)}
+    every: list[type[msgspec.Struct]] = [*PARAMETERS.values(), Stage]
+    kinds = {kind.__name__: kind for kind in every}
     _, found = msgspec.json.schema_components(kinds.values(), ref_template="#/$defs/{name}")
     definitions = {name: _closed(found[kind.__name__]) for name, kind in PARAMETERS.items()}
     definitions["sticky"] = {"anyOf": [definitions["sticky"], {"type": "null"}]}
@@ -103,7 +104,7 @@ def _parameter_definitions() -> dict[str, Schema]:
 
 
 def _closed(section: Schema) -> Schema:
-    closed = _untitled(section) | {"additionalProperties": False}
+    closed: Schema = _untitled(section) | {"additionalProperties": False}
     required = closed.pop("required", [])
     _take_any_spelling(closed)
     if required:  # in one of its spellings

@@ -10,6 +10,7 @@ from pointsman.scripts.hit_rate.real import GROUPS, run
 BOUND = 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_expected_cost_hits_what_round_robin_misses() -> None:
     """Two shards; streamed; the engines' own counts of tokens."""

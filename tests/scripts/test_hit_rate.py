@@ -54,6 +54,7 @@ def test_an_answer_that_is_not_whole_is_no_figure(answer: bytes) -> None:
         assert failed.group_contains(AnswerError)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_shards_share_what_they_know() -> None:
     tallies = list(rounds(SHORT, ROUNDS, (*CONTESTANTS, SEPARATE)))
