@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,11 @@ NOT_THERE = {"kind": "status", "status": 404}
 def state(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{url}/_sim/state", timeout=5) as answer:
         return dict(json.load(answer))
+
+
+def running(url: str) -> int:
+    found: int = state(url)["requests_running"]
+    return found
 
 
 def asked(url: str, path: str) -> int:
@@ -183,7 +189,7 @@ def test_running_requests_are_aborted_wherever_they_are(
         headers = {"X-SMG-Target-Worker": str(position), "x-request-id": "victim"}
         with Client((gate.host, gate.port)) as client:
             client.sock.sendall(shaped("prompt string", "long", headers, max_tokens=50))
-            gate.wait_until("it runs", lambda url=url: state(url)["requests_running"])
+            gate.wait_until("it runs", partial(running, url))
             status, answer = gate.admin("POST", "/abort_request", {"rid": rid} if rid else {"abort_all": True})
             assert (status, len(answer["succeeded"])) == (200, 4)
             assert client.read().json["choices"][0]["finish_reason"] == "abort"
