@@ -160,6 +160,31 @@ class ServeConfig(BaseSettings):
     pool_idle_timeout_s: float = _seconds("pool_idle_timeout_s", "an idle connection to a worker is kept")
     pool_max_idle: int = _key("pool_max_idle", "idle connections kept per worker and shard", ge=0, le=65535)
 
+    retry_max_retries: int = _key("retry_max_retries", "attempts of a request, the first included", ge=0, le=100)
+    retry_initial_backoff_ms: float = _key(
+        "retry_initial_backoff_ms", "pause before the second attempt (milliseconds)", ge=0, le=DAY_S * 1000
+    )
+    retry_max_backoff_ms: float = _key(
+        "retry_max_backoff_ms", "longest pause before an attempt (milliseconds)", ge=0, le=DAY_S * 1000
+    )
+    retry_backoff_multiplier: float = _key("retry_backoff_multiplier", "growth of the pauses", ge=1, le=10)
+    retry_jitter_factor: float = _key("retry_jitter_factor", "share by which pauses vary at random", ge=0, le=1)
+    disable_retries: bool = _key("disable_retries", "one attempt per request")
+    cb_failure_threshold: int = _key("cb_failure_threshold", "failures in a row that open a breaker", ge=1, le=2**31)
+    cb_success_threshold: int = _key("cb_success_threshold", "good probes in a row that close it", ge=1, le=2**31)
+    cb_timeout_duration_secs: float = _seconds(
+        "cb_timeout_duration_secs", "from a breaker's opening to its first probe", least=0.001
+    )
+    cb_window_duration_secs: float = _seconds(
+        "cb_window_duration_secs", "that a breaker's failure rate is taken over", least=0.001
+    )
+    disable_circuit_breaker: bool = _key("disable_circuit_breaker", "no breaker; health probes alone take workers out")
+    max_concurrent_requests: int = _key(
+        "max_concurrent_requests", "requests at workers at once, over all shards; 0 or -1 = no limit", ge=-1, le=2**31
+    )
+    queue_size: int = _key("queue_size", "requests that may wait for one of these", ge=0, le=2**31)
+    queue_timeout_secs: float = _seconds("queue_timeout_secs", "that a request may wait there", least=0.001)
+
     drain_delay_s: float = _seconds("drain_delay_s", "keep accepting after SIGTERM, readiness already 503")
     shutdown_grace_s: float = _seconds("shutdown_grace_s", "for running requests to end after SIGTERM")
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 from pydantic import BaseModel
 
 from pointsman.config import defects, positions, profile_parameters
 from pointsman.config.documents import Document, Findings
+from pointsman.config.fields import check_fields
 from pointsman.config.nearest import closest
 from pointsman.config.policy_names import RoutingCheck, one_line
 from pointsman.config.profile_parameters import Parameters, Respelled
@@ -27,9 +29,27 @@ from pointsman.config.profiles_schema import (
     ProfilesSection,
     SharedSection,
 )
-from pointsman.config.snapshot import MAX_TOKENS, Hints, Match, Profile
+from pointsman.config.resilience import (
+    AdmissionSection,
+    BreakerSection,
+    HealthSection,
+    LimitsSection,
+    RetrySection,
+    TimeoutsSection,
+)
+from pointsman.config.snapshot import MAX_TOKENS, Hints, Match, Profile, Shared
 
 INERT = "read, has no effect in this version"
+PROFILE_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "retry": RetrySection,
+    "timeouts": TimeoutsSection,
+    "limits": LimitsSection,
+}
+SHARED_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "breaker": BreakerSection,
+    "admission": AdmissionSection,
+    "health": HealthSection,
+}
 LATER = "its requests go by the policy of the daemon (--policy)"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PROFILE_NAME = re.compile(r"[!-~]{1,128}")
@@ -44,8 +64,7 @@ class ProfilesFile(msgspec.Struct, frozen=True):
     digest: str
     """SHA-256 of the file, in hex"""
     locked_strategy: str = ""
-    eviction_interval_secs: float | None = None
-    max_tree_size: int | None = None
+    shared: Shared = Shared()
 
 
 def read_profiles(document: Document, check: RoutingCheck) -> ProfilesFile:
@@ -103,8 +122,7 @@ class _Reader:
             tuple(self._warnings),
             self._document.digest,
             locked,
-            shared.eviction_interval_secs,
-            shared.max_tree_size,
+            shared,
         )
 
     # --- the top
@@ -117,15 +135,29 @@ class _Reader:
             self._findings.report(("lockedRoutingStrategy",), flaw.problem, flaw.hint)
         return text
 
-    def _shared(self, value: object) -> SharedSection:
+    def _shared(self, value: object) -> Shared:
         if value is None:
-            return SharedSection()
+            return Shared()
         written = Respelled(value, ("shared",), self._findings)
-        section = defects.check(SharedSection, written.value, written.report)
-        if section is None:
-            return SharedSection()
-        self._warnings += [f"{positions.dotted(written.place((key,)))}: {INERT}" for key in _inert(section)]
-        return section
+        section = defects.check(SharedSection, written.value, written.report) or SharedSection()
+        return Shared(
+            section.eviction_interval_secs,
+            section.max_tree_size,
+            **{
+                name: self._section(shape, getattr(section, name), written.place((name,)))
+                for name, shape in SHARED_SECTIONS.items()
+            },
+        )
+
+    def _section(self, shape: type[msgspec.Struct], value: object, path: positions.Path) -> dict[str, Any]:
+        """What a section of resilience says, checked, in snake case."""
+        if value is None:
+            return {}
+        written = Respelled(value, path, self._findings)
+        given, flaws = check_fields(shape, written.value)
+        for flaw in flaws:
+            written.report(flaw.path, flaw.problem, flaw.hint)
+        return msgspec.to_builtins(given) if not flaws else {}
 
     # --- profiles
 
@@ -152,7 +184,15 @@ class _Reader:
                 self._findings.report(path, flaw.problem, flaw.hint)
         shortest, longest = self._bucket(path, written)
         self._warn_of_inert(path, written)
-        return Profile(name, strategy, routing, self._hints(path, written), shortest, longest)
+        section = written.section
+        found = {
+            key: self._section(shape, getattr(section, key), (*path, key)) for key, shape in PROFILE_SECTIONS.items()
+        }
+        if section.requests_per_second is not None:
+            found["limits"].setdefault("requests_per_second", section.requests_per_second)
+        failure = section.stream_failure or "error"
+        hints = self._hints(path, written)
+        return Profile(name, strategy, routing, hints, shortest, longest, **found, stream_failure=failure)
 
     def _strategy(self, path: positions.Path, written: _Written) -> str | None:
         text = one_line(written.section.routing_strategy or "")

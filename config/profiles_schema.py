@@ -7,7 +7,7 @@ they are taken out before a profile is checked against this.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -75,9 +75,11 @@ class ProfileSection(Nested):
     requests_per_second_per_replica: float | None = Field(default=None, ge=0)
     requests_inflight: int | None = Field(default=None, ge=0)
     routing_config: RoutingConfig | None = None
-    retry: dict[str, Any] | None = None
-    timeouts: dict[str, Any] | None = None
-    limits: dict[str, Any] | None = None
+    retry: Any = None
+    timeouts: Any = None
+    limits: Any = None
+    """Of `resilience.RetrySection`, `TimeoutsSection`, `LimitsSection`"""
+    stream_failure: Literal["error", "continue"] | None = None
 
 
 class MatchSection(_Section):
@@ -97,9 +99,10 @@ class SharedSection(BaseModel):
     description: str | None = None
     eviction_interval_secs: float | None = Field(default=None, ge=0, le=7 * 86400)
     max_tree_size: int | None = Field(default=None, ge=1024, le=2**50)
-    admission: dict[str, Any] | None = None
-    breaker: dict[str, Any] | None = None
-    health: dict[str, Any] | None = None
+    admission: Any = None
+    breaker: Any = None
+    health: Any = None
+    """Of `resilience.AdmissionSection`, `BreakerSection`, `HealthSection`"""
 
 
 class ProfilesSection(_Section):
@@ -118,5 +121,6 @@ HINTS = ("prompt_tokens_gte", "prompt_tokens_lt", "max_tokens_gte", "max_tokens_
 ACTIVE = frozenset(
     {"description", "routing_strategy", "routing_config", *HINTS}
     | {"prompt_len_bucket_min_length", "prompt_len_bucket_max_length", "eviction_interval_secs", "max_tree_size"}
+    | {"retry", "timeouts", "limits", "stream_failure", "requests_per_second", "admission", "breaker", "health"}
 )
 """Keys that act in this version, or that only hold others."""

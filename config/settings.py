@@ -81,12 +81,28 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """longest pause between two reads of a request body"""
     keep_alive_timeout_s: float = 75.0
     connect_timeout_s: float = 5.0
-    request_timeout_s: float = 1800.0
-    """from the request's arrival to the end of its answer"""
+    request_timeout_s: float = 3600.0
+    """from the request's arrival to the end of its answer, unless its profile says otherwise"""
     pool_idle_timeout_s: float = 4.0
     """below the 5 s after which uvicorn (vLLM, SGLang) closes an idle connection"""
     pool_max_idle: int = 512
     """idle connections kept per worker and shard"""
+
+    # resilience, where profiles.json says nothing else (config.resilience); names of SGLang's flags
+    retry_max_retries: int = 5
+    retry_initial_backoff_ms: float = 50.0
+    retry_max_backoff_ms: float = 30_000.0
+    retry_backoff_multiplier: float = 1.5
+    retry_jitter_factor: float = 0.2
+    disable_retries: bool = False
+    cb_failure_threshold: int = 10
+    cb_success_threshold: int = 3
+    cb_timeout_duration_secs: float = 60.0
+    cb_window_duration_secs: float = 120.0
+    disable_circuit_breaker: bool = False
+    max_concurrent_requests: int = 0
+    queue_size: int = 100
+    queue_timeout_secs: float = 60.0
 
     # stopping
     drain_delay_s: float = 0.0

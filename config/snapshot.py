@@ -64,6 +64,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_tokens_min: int = 0
     prompt_tokens_max: int = MAX_TOKENS
     """Prompts of other lengths fall to the next `match`."""
+    retry: dict[str, Any] = {}
+    timeouts: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    """What the profile says of `resilience.RetrySection`, `TimeoutsSection`, `LimitsSection`."""
+    stream_failure: str = "error"
+    """What follows when a worker dies in the middle of a stream: "error" or "continue"."""
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +86,17 @@ class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     headers: dict[str, str] = {}
 
 
+class Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is one for all profiles; None and absent keys: as the settings say."""
+
+    eviction_interval_secs: float | None = None
+    max_tree_size: int | None = None
+    breaker: dict[str, Any] = {}
+    admission: dict[str, Any] = {}
+    health: dict[str, Any] = {}
+    """Of `resilience.BreakerSection`, `AdmissionSection`, `HealthSection`."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: int
     workers: tuple[WorkerSpec, ...] = ()
@@ -89,11 +106,12 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_policy: str = "expected_cost"
     default_routing: dict[str, Any] = {}
     """Like `Profile.routing`, for requests without a profile."""
+    default_retry: dict[str, Any] = {}
+    default_timeouts: dict[str, Any] = {}
+    """Where a profile says nothing: the settings."""
     locked_strategy: str = ""
     """`lockedRoutingStrategy`: wins over the request's header and the profile."""
-    eviction_interval_secs: float | None = None
-    max_tree_size: int | None = None
-    """Of the `shared` section; None = as the settings say."""
+    shared: Shared = Shared()
     strict_models: bool = False
     models: tuple[str, ...] = (MODEL_OTHER,)
     """Index = the model's label in the metrics; only ever appended to while the daemon lives."""

@@ -18,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 
 from pointsman.config.models import ServeConfig
 from pointsman.config.profile_parameters import SECTIONS
+from pointsman.config.profiles_file import PROFILE_SECTIONS, SHARED_SECTIONS
 from pointsman.config.profiles_schema import (
     MatchSection,
     ProfileSection,
@@ -80,6 +81,8 @@ def profiles_schema() -> Schema:
     definitions["ProfileSection"]["properties"]["routingStrategy"] |= _one_of_the_strategies()
     for name in ("ProfileSection", "RoutingConfig"):
         _take_parameters(definitions[name])
+    for sections, owner in ((PROFILE_SECTIONS, "ProfileSection"), (SHARED_SECTIONS, "SharedSection")):
+        definitions[owner]["properties"] |= {name: _reference(name) for name in sections}
     _take_any_spelling(definitions["SharedSection"])
     definitions |= _parameter_definitions()
     return _document("Profiles of pointsman, read live.", schema, definitions)
@@ -93,11 +96,12 @@ def _take_parameters(section: Schema) -> None:
 
 
 def _parameter_definitions() -> dict[str, Schema]:
-    """`sticky`, `chain`, `cache_aware`, … each by its name."""
-    every: list[type[msgspec.Struct]] = [*PARAMETERS.values(), Stage]
+    """`sticky`, `chain`, `cache_aware`, `retry`, … each by its name."""
+    sections = PARAMETERS | PROFILE_SECTIONS | SHARED_SECTIONS
+    every: list[type[msgspec.Struct]] = [*sections.values(), Stage]
     kinds = {kind.__name__: kind for kind in every}
     _, found = msgspec.json.schema_components(kinds.values(), ref_template="#/$defs/{name}")
-    definitions = {name: _closed(found[kind.__name__]) for name, kind in PARAMETERS.items()}
+    definitions = {name: _closed(found[kind.__name__]) for name, kind in sections.items()}
     definitions["sticky"] = {"anyOf": [definitions["sticky"], {"type": "null"}]}
     definitions["chain"] = {"type": "array", "items": _closed(found[Stage.__name__])}
     return definitions

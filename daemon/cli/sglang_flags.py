@@ -5,7 +5,8 @@ but speed, or that tunes what this version does not have, is taken and warned ab
 relies on for correctness or safety is refused with the reason (`REFUSED`): better no start than a false belief.
 Flags with equal name and meaning (`--host`, `--port`, `--policy`, `--max-payload-size`, `--log-level`,
 `--health-failure-threshold`, `--health-success-threshold`, `--cache-threshold`, `--balance-abs-threshold`,
-`--balance-rel-threshold`, `--max-tree-size`) are ours already.
+`--balance-rel-threshold`, `--max-tree-size`, `--retry-*`, `--disable-retries`, `--cb-*`, `--disable-circuit-breaker`,
+`--max-concurrent-requests`, `--queue-size`, `--queue-timeout-secs`) are ours already.
 """
 
 from __future__ import annotations
@@ -39,15 +40,9 @@ _NO_EFFECT_BY_REASON: dict[str, str] = {
         --kv-indexer-max-entries""",
     "has no effect as a flag: see prefix_hash of a profile": """
         --prefix-token-count --prefix-hash-load-factor --prefix-hash-balance-abs-threshold""",
-    f"{_LATER}: a failed request is not retried": """
-        --retry-max-retries --retry-initial-backoff-ms --retry-max-backoff-ms --retry-backoff-multiplier
-        --retry-jitter-factor --disable-retries""",
-    f"{_LATER}: there is no circuit breaker besides the health probes": """
-        --cb-failure-threshold --cb-success-threshold --cb-timeout-duration-secs --cb-window-duration-secs
-        --disable-circuit-breaker --worker-overload-protection --worker-overload-token-usage
-        --worker-overload-waiting-requests""",
-    f"{_LATER}: requests are not queued or limited": """
-        --max-concurrent-requests --queue-size --queue-timeout-secs --rate-limit-tokens-per-second""",
+    f"{_LATER}: see max_concurrent_requests and queue_size": """
+        --worker-overload-protection --worker-overload-token-usage --worker-overload-waiting-requests""",
+    "has no effect as a flag: see limits.requests_per_second of a profile": "--rate-limit-tokens-per-second",
     "has no effect: metrics are at /metrics of the admin listeners": """
         --prometheus-host --prometheus-port --prometheus-duration-buckets""",
     "has no effect: loads are counted by the gateway itself": """
@@ -114,8 +109,6 @@ REFUSED = _by_flag(_REFUSED_BY_REASON)
 
 SWITCHES = frozenset(
     [
-        "--disable-retries",
-        "--disable-circuit-breaker",
         "--worker-overload-protection",
         "--disable-load-monitoring",
         "--engine-metrics",

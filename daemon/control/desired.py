@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from pointsman.config import snapshot as codec
 from pointsman.config.load import ProfilesFile
+from pointsman.config.resilience import AdmissionSection, BreakerSection, RetrySection, TimeoutsSection
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import MODEL_OTHER, Match, Profile, Snapshot, WorkerSpec
+from pointsman.config.snapshot import MODEL_OTHER, Match, Profile, Shared, Snapshot, WorkerSpec
 from pointsman.daemon.routing.cache_aware import CacheAwareParameters
 from pointsman.daemon.workers.registry import Worker
 
@@ -31,8 +32,7 @@ class Rules(msgspec.Struct, frozen=True):
     default_profile: str | None = None
     matches: tuple[Match, ...] = ()
     locked_strategy: str = ""
-    eviction_interval_secs: float | None = None
-    max_tree_size: int | None = None
+    shared: Shared = Shared()
 
 
 def rules_of(file: ProfilesFile) -> Rules:
@@ -49,8 +49,7 @@ def _rules(source: ProfilesFile | Snapshot) -> Rules:
         source.default_profile,
         source.matches,
         source.locked_strategy,
-        source.eviction_interval_secs,
-        source.max_tree_size,
+        source.shared,
     )
 
 
@@ -68,9 +67,10 @@ def compile_snapshot(
         matches=rules.matches,
         default_policy=settings.policy,
         default_routing=routing,
+        default_retry=default_retry(settings),
+        default_timeouts=default_timeouts(settings),
         locked_strategy=rules.locked_strategy,
-        eviction_interval_secs=rules.eviction_interval_secs,
-        max_tree_size=rules.max_tree_size,
+        shared=_shared(rules.shared, settings),
         strict_models=settings.strict_models,
         models=extend_models(known_models, (model for spec in specs for model in spec.models)),
     )
@@ -81,6 +81,48 @@ def default_routing(settings: Settings) -> dict[str, Any]:
     usual = CacheAwareParameters()
     chosen = {name: getattr(settings, name) for name in THRESHOLDS if getattr(settings, name) != getattr(usual, name)}
     return {"cache_aware": chosen} if chosen else {}
+
+
+def default_retry(settings: Settings) -> dict[str, Any]:
+    """The settings (SGLang's `--retry-*`) that differ from what `RetrySection` says itself."""
+    given = {
+        "max_retries": 1 if settings.disable_retries else settings.retry_max_retries,
+        "initial_backoff_ms": settings.retry_initial_backoff_ms,
+        "max_backoff_ms": settings.retry_max_backoff_ms,
+        "backoff_multiplier": settings.retry_backoff_multiplier,
+        "jitter_factor": settings.retry_jitter_factor,
+    }
+    return _changed(given, RetrySection())
+
+
+def default_timeouts(settings: Settings) -> dict[str, Any]:
+    given = {"connect_s": settings.connect_timeout_s, "total_s": settings.request_timeout_s}
+    return _changed(given, TimeoutsSection())
+
+
+def _shared(written: Shared, settings: Settings) -> Shared:
+    """What the file says wins, key by key, over the settings (SGLang's `--cb-*`, `--max-concurrent-requests` …)."""
+    breaker = {
+        "enabled": not settings.disable_circuit_breaker,
+        "failure_threshold": settings.cb_failure_threshold,
+        "success_threshold": settings.cb_success_threshold,
+        "timeout_s": settings.cb_timeout_duration_secs,
+        "window_s": settings.cb_window_duration_secs,
+    }
+    admission = {
+        "max_concurrent_requests": max(settings.max_concurrent_requests, 0),
+        "queue_size": settings.queue_size,
+        "queue_timeout_s": settings.queue_timeout_secs,
+    }
+    return replace(
+        written,
+        breaker=_changed(breaker, BreakerSection()) | written.breaker,
+        admission=_changed(admission, AdmissionSection()) | written.admission,
+    )
+
+
+def _changed(given: dict[str, Any], usual: msgspec.Struct) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value != getattr(usual, name)}
 
 
 def _with_defaults(profile: Profile, routing: dict[str, Any]) -> Profile:

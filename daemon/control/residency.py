@@ -43,7 +43,7 @@ class Residency:
     def limits(self) -> tuple[float, int]:
         """(seconds between evictions, 0 = never; characters per worker of unknown capacity)"""
         current, settings = self._current(), self._settings
-        interval, size = current.eviction_interval_secs, current.max_tree_size
+        interval, size = current.shared.eviction_interval_secs, current.shared.max_tree_size
         return (
             settings.eviction_interval_secs if interval is None else interval,
             settings.max_tree_size if size is None else size,

@@ -47,8 +47,8 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from pointsman.config.resilience import AdmissionSection
 from pointsman.daemon.resilience.accounts import Accounts
-from pointsman.daemon.resilience.settings import AdmissionSection
 from pointsman.daemon.resilience.waiting import Line, Waiter, WaiterState
 from pointsman.daemon.resilience.words import Words
 

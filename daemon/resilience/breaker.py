@@ -39,7 +39,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from pointsman.daemon.resilience.settings import BreakerSection
+from pointsman.config.resilience import BreakerSection
 from pointsman.daemon.resilience.words import Words
 
 BUCKETS = 8

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pointsman.daemon.resilience.settings import RetrySection
+from pointsman.config.resilience import RetrySection
 from pointsman.daemon.resilience.words import Words
 
 WINDOW_S = 10.0

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pointsman.daemon.resilience.settings import LimitsSection
+from pointsman.config.resilience import LimitsSection
 from pointsman.daemon.resilience.table import Table
 from pointsman.daemon.resilience.words import Words
 

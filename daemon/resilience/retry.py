@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
 
-from pointsman.daemon.resilience.settings import RetrySection
+from pointsman.config.resilience import RetrySection
 from pointsman.daemon.resilience.words import Rng
 
 MAX_RETRY_AFTER_S = 3600.0

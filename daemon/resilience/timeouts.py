@@ -28,8 +28,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
+from pointsman.config.resilience import TimeoutsSection
 from pointsman.daemon.errors import Fault
-from pointsman.daemon.resilience.settings import TimeoutsSection
 
 
 class Deadline(StrEnum):

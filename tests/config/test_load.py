@@ -113,7 +113,6 @@ def test_an_aibrix_annotation_is_taken_and_what_does_not_act_is_said(tmp_path: P
     inert = [w.removesuffix(": read, has no effect in this version") for w in found.warnings]
     assert inert == [
         f"profiles.pd.routingStrategy: prefill/decode routing is not in this version; {LATER}",
-        "profiles.pd.requestsPerSecond",
         "profiles.pd.requestsPerSecondPerReplica",
         "profiles.pd.requestsInflight",
         "profiles.pd.routingConfig.combined",

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pointsman.config import profile_parameters
 from pointsman.config.load import DEFAULT_PROFILES, ProfilesFile, load_profiles
+from pointsman.config.profiles_file import PROFILE_SECTIONS, SHARED_SECTIONS
 from pointsman.config.profiles_schema import ProfileSection, ProfilesSection, RoutingConfig, SharedSection
-from pointsman.config.snapshot import MAX_TOKENS, Hints, Profile, Snapshot, decode, encode
+from pointsman.config.snapshot import MAX_TOKENS, Hints, Profile, Shared, Snapshot, decode, encode
 from pointsman.config.workers_schema import Capacity
 from pointsman.daemon.errors import ConfigErrors
 from pointsman.daemon.routing.chain import Stage
@@ -107,7 +108,7 @@ def test_the_first_example_of_aibrix_loads_as_it_is() -> None:
 def test_lock_and_shared_section(tmp_path: Path, shared: dict[str, Any]) -> None:
     found = read(tmp_path, {"profiles": {}, "lockedRoutingStrategy": "prefix-cache:2,random", "shared": shared})
     assert found.locked_strategy == "prefix-cache:2,random"
-    assert (found.eviction_interval_secs, found.max_tree_size) == (7.0, 4096)
+    assert (found.shared.eviction_interval_secs, found.shared.max_tree_size) == (7.0, 4096)
     assert not found.warnings
 
 
@@ -119,12 +120,15 @@ def test_without_them_the_settings_count(tmp_path: Path) -> None:
     )
     for value in values:
         found = read(tmp_path, value)
-        assert (found.locked_strategy, found.eviction_interval_secs, found.max_tree_size) == ("", None, None)
+        assert (found.locked_strategy, found.shared) == ("", Shared())
 
 
-def test_what_the_shared_section_will_do_one_day_is_warned_about(tmp_path: Path) -> None:
-    found = read(tmp_path, {"profiles": {}, "shared": {"admission": {"queue_size": 1}, "breaker": {}}})
-    assert found.warnings == ("shared.admission: read, has no effect in this version",)
+def test_sections_of_shared_in_any_spelling(tmp_path: Path) -> None:
+    sections = {"admission": {"queueSize": 1}, "breaker": {"timeout_s": 7}, "health": {"interval-s": 2}}
+    found = read(tmp_path, {"profiles": {}, "shared": sections})
+    assert not found.warnings
+    assert (found.shared.admission, found.shared.breaker) == ({"queue_size": 1}, {"timeout_s": 7.0})
+    assert found.shared.health == {"interval_s": 2.0}
 
 
 # --- hints and buckets
@@ -228,12 +232,43 @@ def test_a_strategy_beside_a_chain_is_warned_about(tmp_path: Path) -> None:
 
 
 def test_limits_are_warned_about_unless_they_are_off(tmp_path: Path) -> None:
-    inert = {"requestsPerSecond": 1, "retry": {"max_retries": 2}, "timeouts": {}, "limits": {"x": 1}}
+    inert = {"requestsPerSecondPerReplica": 1, "requestsInflight": 2}
     later = {"combined": True, "prefillScorePolicy": "prefix_cache", "pd": {"decodeAbortTimeout": 1}}
     off = {"requestsPerSecond": 0, "requestsInflight": 0, "combined": False, "routingConfig": {"combined": False}}
     found = read(tmp_path, {"profiles": {"a": {**inert, "routingConfig": later}, "b": off}})
     keys = [warning.partition(":")[0].removeprefix("profiles.a.") for warning in found.warnings]
-    assert keys == ["requestsPerSecond", "retry", "limits", *(f"routingConfig.{key}" for key in later)]
+    assert keys == ["requestsPerSecondPerReplica", "requestsInflight", *(f"routingConfig.{key}" for key in later)]
+
+
+def test_sections_of_resilience(tmp_path: Path) -> None:
+    sections = {
+        "retry": {"maxRetries": 2, "retryable_status": [503]},
+        "timeouts": {"first_token_s": 3},
+        "limits": {"priority": "bulk"},
+        "requestsPerSecond": 7,
+        "streamFailure": "continue",
+    }
+    profile = profile_of(tmp_path, **sections)
+    assert profile.retry == {"max_retries": 2, "retryable_status": [503]}
+    assert (profile.timeouts, profile.stream_failure) == ({"first_token_s": 3.0}, "continue")
+    assert profile.limits == {"priority": "bulk", "requests_per_second": 7.0}
+
+
+def test_a_section_says_more_than_aibrixs_key(tmp_path: Path) -> None:
+    profile = profile_of(tmp_path, requestsPerSecond=7, limits={"requests_per_second": 3})
+    assert profile.limits == {"requests_per_second": 3.0}
+
+
+def test_every_flaw_of_a_section_has_its_place(tmp_path: Path) -> None:
+    retry = {"max_retries": 101, "retrys": 1, "jitterFactor": "x", "retryable_status": [200]}
+    with pytest.raises(ConfigErrors) as caught:
+        read(tmp_path, {"profiles": {"a": {"retry": retry}}, "shared": {"breaker": {"timeout_s": 0}}})
+    text = str(caught.value)
+    assert "profiles.a.retry.max_retries: expected at most 100, got 101" in text
+    assert "profiles.a.retry.retrys: unknown key" in text
+    assert "profiles.a.retry.jitterFactor: expected a number, got a string" in text
+    assert "profiles.a.retry.retryable_status: expected at least 400" in text
+    assert "shared.breaker.timeout_s: expected more than 0, got 0" in text
 
 
 def test_a_rule_with_a_bucket_hides_nothing(tmp_path: Path) -> None:
@@ -332,8 +367,10 @@ def test_whatever_a_valid_file_says_routing_takes_it(written: dict[str, Any], lo
 
 
 def test_the_reference_has_every_strategy_and_every_key() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-    structs: list[type[msgspec.Struct]] = [*SECTIONS.values(), Stage]
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "configuration.md").read_text() + (docs / "resilience.md").read_text()
+    sections = SECTIONS | PROFILE_SECTIONS | SHARED_SECTIONS
+    structs: list[type[msgspec.Struct]] = [*sections.values(), Stage]
     parameters = {name for struct in structs for name in struct.__struct_fields__}
     models = (ProfilesSection, ProfileSection, RoutingConfig, SharedSection)
     keys = {field.alias or name for model in models for name, field in model.model_fields.items()}

@@ -45,14 +45,14 @@ def test_the_kind_is_seen_by_content_then_by_name(name: str, value: object, kind
 
 def test_errors_go_to_stderr_and_make_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad, toml = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "p.toml"
-    good.write_text('{"profiles": {"a": {"requestsPerSecond": 1}}}')
+    good.write_text('{"profiles": {"a": {"requestsInflight": 1}}}')
     bad.write_text('{"profiles": {"a": {"x": 1}},\n"defaultProfile": "b"}')
     toml.write_text("prot = 1\n")
     assert check.run([str(good), str(bad), str(toml), str(tmp_path / "gone.json")]) == EXIT_CONFIG
     captured = capsys.readouterr()
     assert captured.out == f"{good}: ok (profiles, 1 profile, 0 match rules)\n"
     assert captured.err.splitlines() == [
-        f"{good}: warning: profiles.a.requestsPerSecond: read, has no effect in this version",
+        f"{good}: warning: profiles.a.requestsInflight: read, has no effect in this version",
         f"{bad}:1:21: profiles.a.x: unknown key",
         f"{bad}:2:1: defaultProfile: no profile is called 'b'",
         f"{toml}:1:1: prot: unknown key (did you mean 'port'?)",

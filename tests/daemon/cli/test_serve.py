@@ -150,9 +150,9 @@ def test_an_unsafe_directory_is_78(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_warnings_do_not_stop_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "p.json").write_text('{"profiles": {"a": {"requestsPerSecond": 5}}}')
+    (tmp_path / "p.json").write_text('{"profiles": {"a": {"requestsInflight": 5}}}')
     started("--profiles", f"{tmp_path}/p.json")
-    assert "p.json: profiles.a.requestsPerSecond: read, has no effect in this version" in capsys.readouterr().err
+    assert "p.json: profiles.a.requestsInflight: read, has no effect in this version" in capsys.readouterr().err
 
 
 # A command line of sglang-router in full, and what each flag means here.

@@ -108,7 +108,7 @@ async def test_an_edit_of_parameters_alone_makes_a_generation(tmp_path: Path) ->
         write(path, {"profiles": {"p": profile}, "shared": {"eviction_interval_secs": 9}})
         await until(lambda: daemon.current.profiles["p"].routing == {"cache_aware": {"cache_threshold": 0.6}})
         assert daemon.current.generation == first.generation + 1
-        assert daemon.current.eviction_interval_secs == 9
+        assert daemon.current.shared.eviction_interval_secs == 9
         write(path, {"profiles": {"p": profile}, "shared": {"evictionIntervalSecs": 9.0}})
         before = (await daemon.get("/config"))["last_reload_at"]
         await daemon.config_becomes(lambda config: config["last_reload_at"] > before)

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from pointsman.config.load import DeclaredWorker
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import MAX_TOKENS, MODEL_OTHER, Hints, Match, Profile, decode, encode
+from pointsman.config.snapshot import MAX_TOKENS, MODEL_OTHER, Hints, Match, Profile, Shared, decode, encode
 from pointsman.daemon.control.desired import (
     MAX_MODELS,
     THRESHOLDS,
@@ -51,9 +51,9 @@ def test_a_snapshot_says_what_workers_take_and_hold() -> None:
 
 
 def test_a_snapshot_says_what_is_shared() -> None:
-    rules = Rules(locked_strategy="random", eviction_interval_secs=3.0, max_tree_size=5000)
+    rules = Rules(locked_strategy="random", shared=Shared(3.0, 5000))
     snapshot = compile_snapshot([], rules, SETTINGS, ())
-    assert (snapshot.locked_strategy, snapshot.eviction_interval_secs, snapshot.max_tree_size) == ("random", 3.0, 5000)
+    assert (snapshot.locked_strategy, snapshot.shared) == ("random", Shared(3.0, 5000))
     assert rules_in(decode(encode(snapshot))) == rules
 
 

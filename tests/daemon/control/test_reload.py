@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pointsman.config.settings import Settings
+from pointsman.config.snapshot import Shared
 from pointsman.daemon.control.desired import Rules
 from pointsman.daemon.control.publisher import NotPublished
 from pointsman.daemon.control.reload import Reloader
@@ -77,7 +78,7 @@ async def test_parameters_lock_and_shared_section_are_taken(bench: Bench) -> Non
     await bench.reloader.reload()
     rules = bench.reloader.rules
     assert rules.profiles["one"].routing == {"cache_aware": {"cache_threshold": 0.5}}
-    assert (rules.locked_strategy, rules.max_tree_size, rules.eviction_interval_secs) == ("random", 5000, None)
+    assert (rules.locked_strategy, rules.shared) == ("random", Shared(max_tree_size=5000))
 
 
 async def test_a_bad_parameter_leaves_everything_in_force_and_is_named(bench: Bench) -> None:

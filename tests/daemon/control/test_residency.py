@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import Snapshot, WorkerSpec
+from pointsman.config.snapshot import Shared, Snapshot, WorkerSpec
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.shm.routing_state import GHOST_FACTOR, IndexSize, RoutingState
 from pointsman.daemon.shm.segment import EngineSignals, Segment
@@ -57,7 +57,7 @@ async def test_eviction_brings_everybody_down_and_spares_the_ghost() -> None:
 async def test_the_shared_section_changes_eviction_live() -> None:
     bench = Bench(spec(0), eviction_interval_secs=7.0)
     assert bench.residency.limits() == (7.0, 10_000)
-    bench.snapshot = Snapshot(2, workers=(spec(0),), eviction_interval_secs=0.0, max_tree_size=5)
+    bench.snapshot = Snapshot(2, workers=(spec(0),), shared=Shared(0.0, 5))
     assert bench.residency.limits() == (0.0, 5)
 
 

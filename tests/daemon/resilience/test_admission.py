@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import pytest
 
+from pointsman.config.resilience import PRIORITIES, AdmissionSection
 from pointsman.daemon.resilience.admission import POLL_S, STALE_S, Admission, Refusal, Usage
-from pointsman.daemon.resilience.settings import PRIORITIES, AdmissionSection
 from pointsman.daemon.resilience.waiting import Line, Waiter, WaiterState
 from pointsman.daemon.resilience.words import private_words
 

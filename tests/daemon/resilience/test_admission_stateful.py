@@ -4,8 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pointsman.config.resilience import AdmissionSection
 from pointsman.daemon.resilience.admission import STALE_S, Admission
-from pointsman.daemon.resilience.settings import AdmissionSection
 from pointsman.daemon.resilience.waiting import Line, Waiter, WaiterState
 from pointsman.daemon.resilience.words import private_words
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pointsman.config.resilience import BreakerSection
 from pointsman.daemon.resilience.breaker import BUCKETS, UNCOUNTED, WORDS, Breaker, State, Verdict, verdict_of
-from pointsman.daemon.resilience.settings import BreakerSection
 from pointsman.daemon.resilience.words import private_words
 
 OK, BAD, NEUTRAL = Verdict.SUCCESS, Verdict.FAILURE, Verdict.NEUTRAL

@@ -4,8 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pointsman.config.resilience import BreakerSection
 from pointsman.daemon.resilience.breaker import WORDS, Breaker, State, Verdict
-from pointsman.daemon.resilience.settings import BreakerSection
 from pointsman.daemon.resilience.words import private_words
 
 SHARDS = 3

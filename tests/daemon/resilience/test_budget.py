@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.config.resilience import RetrySection
 from pointsman.daemon.resilience import budget as at
 from pointsman.daemon.resilience.budget import WINDOW_S, WORDS, RetryBudget
-from pointsman.daemon.resilience.settings import RetrySection
 from pointsman.daemon.resilience.words import MemoryWords, private_words
 
 START = 1000.0

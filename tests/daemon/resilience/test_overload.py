@@ -13,8 +13,8 @@ from random import Random
 
 import pytest
 
+from pointsman.config.resilience import AdmissionSection
 from pointsman.daemon.resilience.admission import POLL_S, Admission
-from pointsman.daemon.resilience.settings import AdmissionSection
 from pointsman.daemon.resilience.waiting import Line, Waiter, WaiterState
 from pointsman.daemon.resilience.words import private_words
 

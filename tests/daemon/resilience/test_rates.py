@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.config.resilience import LimitsSection
 from pointsman.daemon.resilience.rates import KeyRates, Rate, RequestRate
-from pointsman.daemon.resilience.settings import LimitsSection
 from pointsman.daemon.resilience.table import PROBES, Table
 from pointsman.daemon.resilience.words import MemoryWords, private_words
 

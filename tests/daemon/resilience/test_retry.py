@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.config.resilience import RetrySection
 from pointsman.daemon.resilience.retry import (
     MAX_RETRY_AFTER_S,
     Attempt,
@@ -19,7 +20,6 @@ from pointsman.daemon.resilience.retry import (
     parse_retry_after,
     without_failed,
 )
-from pointsman.daemon.resilience.settings import RetrySection
 
 WALL_S = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples
 CONNECT = Outcome(OutcomeKind.CONNECT_FAILED)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.config.resilience import TimeoutsSection
 from pointsman.daemon.errors import Fault
-from pointsman.daemon.resilience.settings import TimeoutsSection
 from pointsman.daemon.resilience.timeouts import Deadline, Deadlines, Event
 
 SECTION = TimeoutsSection(

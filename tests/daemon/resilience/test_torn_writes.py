@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from pointsman.config.resilience import AdmissionSection, BreakerSection, LimitsSection, RetrySection
 from pointsman.daemon.resilience import breaker as of_breaker
 from pointsman.daemon.resilience import budget as of_budget
 from pointsman.daemon.resilience.accounts import Accounts
@@ -15,7 +16,6 @@ from pointsman.daemon.resilience.admission import Admission
 from pointsman.daemon.resilience.breaker import Breaker, State, Verdict
 from pointsman.daemon.resilience.budget import RetryBudget
 from pointsman.daemon.resilience.rates import KeyRates
-from pointsman.daemon.resilience.settings import AdmissionSection, BreakerSection, LimitsSection, RetrySection
 from pointsman.daemon.resilience.table import Table
 from pointsman.daemon.resilience.waiting import Line, Waiter
 from pointsman.daemon.resilience.words import WORD_BYTES, MemoryWords, Words

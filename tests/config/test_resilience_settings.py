@@ -5,12 +5,11 @@ import math
 import msgspec
 import pytest
 
-from pointsman.daemon.resilience.settings import (
+from pointsman.config.resilience import (
     AdmissionSection,
     BreakerSection,
     LimitsSection,
     RetrySection,
-    SharedSection,
     TimeoutsSection,
 )
 
@@ -37,14 +36,9 @@ def test_defaults_are_sglangs() -> None:
 def test_a_section_of_a_file() -> None:
     retry = msgspec.convert({"max_retries": 3, "retryable_status": [503, 529], "deadline_s": 10}, RetrySection)
     assert retry == RetrySection(max_retries=3, retryable_status=frozenset({503, 529}), deadline_s=10.0)
-    shared = msgspec.convert({"breaker": {"failure_threshold": 3}, "health": {"interval_s": 5}}, SharedSection)
-    assert shared.breaker.failure_threshold == 3
-    assert shared.admission == AdmissionSection()
 
 
 def test_a_snapshot_carries_them() -> None:
-    section = SharedSection(breaker=BreakerSection(timeout_s=7.0))
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(section), type=SharedSection) == section
     retry = RetrySection(retryable_status=frozenset({503}))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(retry), type=RetrySection) == retry
 
@@ -66,13 +60,13 @@ def test_a_snapshot_carries_them() -> None:
         (TimeoutsSection, {"idle_s": math.nan}),
         (LimitsSection, {"priority": "first"}),
         (LimitsSection, {"requests_per_second": -0.1}),
-        (SharedSection, {"breaker": {"failure_threshold": 0}}),
-        (SharedSection, {"breaker": {"timeout_s": 0}}),
-        (SharedSection, {"breaker": {"failure_rate": 0}}),
-        (SharedSection, {"breaker": {"max_ejection_ratio": 1.01}}),
-        (SharedSection, {"admission": {"queue_timeout_status": 200}}),
-        (SharedSection, {"admission": {"queue_size": -1}}),
-        (SharedSection, {"admission": {"ageing_s": math.inf}}),
+        (BreakerSection, {"failure_threshold": 0}),
+        (BreakerSection, {"timeout_s": 0}),
+        (BreakerSection, {"failure_rate": 0}),
+        (BreakerSection, {"max_ejection_ratio": 1.01}),
+        (AdmissionSection, {"queue_timeout_status": 200}),
+        (AdmissionSection, {"queue_size": -1}),
+        (AdmissionSection, {"ageing_s": math.inf}),
     ],
 )
 def test_what_does_not_fit_is_named(section: type[msgspec.Struct], mapping: dict[str, object]) -> None:
@@ -81,5 +75,5 @@ def test_what_does_not_fit_is_named(section: type[msgspec.Struct], mapping: dict
 
 
 def test_the_path_of_the_key_is_in_the_message() -> None:
-    with pytest.raises(msgspec.ValidationError, match=r"\$\.breaker\.failure_threshold"):
-        msgspec.convert({"breaker": {"failure_threshold": 0}}, SharedSection)
+    with pytest.raises(msgspec.ValidationError, match=r"\$\.failure_threshold"):
+        msgspec.convert({"failure_threshold": 0}, BreakerSection)

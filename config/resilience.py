@@ -126,8 +126,14 @@ class AdmissionSection(Section, frozen=True, kw_only=True):
     """In which tokens served to a user count half."""
 
 
-class SharedSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What of `shared` belongs here; its other keys are checked by those who use them."""
+class HealthSection(Section, frozen=True, kw_only=True):
+    """`shared.health`: how workers are probed; where it says nothing, the settings `health_*`."""
 
-    breaker: BreakerSection = BreakerSection()
-    admission: AdmissionSection = AdmissionSection()
+    interval_s: Annotated[float, Meta(ge=0.1, le=DAY_S)] | None = None
+    """Between probes of a worker that is up."""
+    down_interval_s: Annotated[float, Meta(ge=0.1, le=DAY_S)] | None = None
+    """Between probes of one that is down."""
+    failure_threshold: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    """Failed probes in a row that take a worker out."""
+    success_threshold: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    """Good probes in a row that take it back."""
