@@ -111,7 +111,9 @@ class ServeConfig(BaseSettings):
     workers_file: str | None = _key("workers_file", "declared workers (.json, .yaml, .toml), read live", min_length=1)
 
     workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
-    policy: Annotated[str, AfterValidator(canonical_name)] = _key("policy", "policy of requests without a profile")
+    policy: Annotated[str, AfterValidator(canonical_name)] = _key(
+        "policy", "strategy of requests whose profile names none"
+    )
     cache_threshold: float = _key(
         "cache_threshold", "cache_aware: share of a prompt that must be cached to follow it", ge=0, le=1
     )

@@ -17,7 +17,7 @@ COMMANDS = {
     "check": "check configuration files",
     "schema": "print the JSON Schema of a configuration file",
     "status": "show what the running gateway does",
-    "workers": "list, add and remove workers",
+    "workers": "list, add and remove workers; why requests go to one",
     "reload": "read the live files again",
     "record": "write the live traffic as a trace",
     "replay": "try policies on a recorded trace",
@@ -28,7 +28,7 @@ Run = Callable[[list[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 64 usage, 69 daemon not reachable, 70 failure of ours, 78 bad configuration."""
+    """Returns the exit code; `_usage` lists them."""
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
         print(_usage())
@@ -68,7 +68,8 @@ def _usage() -> str:
     return (
         f"usage: pointsman COMMAND [ARGUMENTS]\n\n{commands}\n\n"
         "pointsman COMMAND --help tells more; pointsman --version.\n"
-        "exit codes: 0 done, 64 usage, 69 daemon not reachable, 70 internal failure, 78 bad configuration"
+        "exit codes: 0 done, 1 refused by the daemon, 64 usage, 69 daemon not reachable or port in use,\n"
+        "            70 internal failure, 78 bad configuration"
     )
 
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from pointsman.admin_api.answers import answer, bad_request
 from pointsman.admin_api.ports import ControlPort
+from pointsman.admin_api.queries import check_parameters
 from pointsman.admin_api.schemas import read_explain
 from pointsman.config.worker_urls import canonical_url
 
@@ -33,6 +34,7 @@ class ExplainHandlers:
         return answer(self._port.explain(read_explain(await request.read())))
 
     async def decisions(self, request: web.Request) -> web.Response:
+        check_parameters(request, ("limit", "worker"))
         limit = request.query.get("limit", "50")
         if not (limit.isascii() and limit.isdigit() and 0 < int(limit) <= MAX_LIMIT):
             raise bad_request(f"limit: expected 1 to {MAX_LIMIT}, got {limit[:60]!r}")
@@ -43,6 +45,7 @@ class ExplainHandlers:
         return answer(self._port.decision(request.match_info["id"]))
 
     async def why(self, request: web.Request) -> web.Response:
+        check_parameters(request, ("last",))
         return answer(self._port.why(_key(request.match_info["key"]), seconds(request.query.get("last", "10m"))))
 
 

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from pointsman.admin_api.answers import answer, bad_request
 from pointsman.admin_api.handlers.status import METRICS_TYPE
 from pointsman.admin_api.ports import ControlPort, FanoutRequest, FanoutView, TargetResult
-from pointsman.config.nearest import closest
+from pointsman.admin_api.queries import check_parameters
 
 OPERATIONS = (
     "flush_cache",
@@ -69,9 +69,8 @@ class FanoutHandlers:
 def _request(request: web.Request, operation: str, body: bytes = b"") -> FanoutRequest:
     """Raises RequestError 400."""
     query = request.query
+    check_parameters(request, _QUERY)
     for name in query:
-        if name not in _QUERY:
-            raise bad_request(f"unknown parameter {name[:60]!r}. {closest(name, _QUERY)}".rstrip(". "))
         if name != "worker" and len(query.getall(name)) > 1:
             raise bad_request(f"{name} occurs more than once")
     return FanoutRequest(

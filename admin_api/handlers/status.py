@@ -19,7 +19,7 @@ GET    /health                200 while this process lives; the only one that as
 GET    /workers               ?model=NAME  ?state=draining|all
 POST   /workers               {{"url": "http://HOST:PORT", "models": […], "weight": 1, "labels": {{…}}, "api_key": "…"}}
 GET    /workers/ID            ID is the worker's id, or its URL (percent-encoded)
-PATCH  /workers/ID            weight, labels, models, api_key
+PATCH  /workers/ID            weight, labels, models, api_key, prompt_tokens_min, prompt_tokens_max, kv_tokens
 PUT    /workers/ID            as POST, with the same url
 DELETE /workers/ID            no more picks; running requests end
 POST   /workers/ID/forget     its engine's prefix cache is gone (flushed by hand, say)
@@ -31,6 +31,12 @@ GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
 POST   /record                {{"minutes": 10}}: the traffic as lines of a trace (lengths, times, hashes; no text)
 DELETE /record                end that early
+GET    /get_loads             the engines' own words about their load
+GET    /engine_metrics        all engines' metrics on one page, labelled by worker
+POST   /OPERATION             at all engines, or ?worker=ID ?model=NAME; ?timeout_s=30 ?include_down=1. OPERATION is
+                              flush_cache, abort_request, pause_generation, continue_generation,
+                              update_weights_from_disk, update_weights_from_distributed, update_weights_from_tensor,
+                              release_memory_occupation, resume_memory_occupation, start_profile, stop_profile
 POST   /add_worker?url=  POST /remove_worker?url=  GET /list_workers
 """
 

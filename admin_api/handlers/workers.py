@@ -7,8 +7,8 @@ from aiohttp import web
 from pointsman.admin_api import views
 from pointsman.admin_api.answers import answer, bad_request
 from pointsman.admin_api.ports import ControlPort, WorkerView
+from pointsman.admin_api.queries import check_parameters
 from pointsman.admin_api.schemas import PatchBody, WorkerBody, read_body
-from pointsman.config.nearest import closest
 from pointsman.config.worker_urls import canonical_url
 
 _STATES = ("draining", "all")
@@ -93,9 +93,7 @@ def _key(request: web.Request) -> str:
 
 def _query(request: web.Request) -> tuple[str | None, str | None]:
     """(state, model)"""
-    for name in request.query:
-        if name not in _QUERY:
-            raise bad_request(f"unknown parameter {name[:60]!r}. {closest(name, _QUERY)}".rstrip(". "))
+    check_parameters(request, _QUERY)
     state = request.query.get("state")
     if state is not None and state not in _STATES:
         raise bad_request(f"expected state={' or state='.join(_STATES)}, got {state[:60]!r}")

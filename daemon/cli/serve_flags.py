@@ -45,7 +45,7 @@ def _parser() -> Parser:
     for key, field in ServeConfig.model_fields.items():
         _add_setting(parser, key, field)
     parser.add_argument(
-        "--admin-no-auth", dest="admin_auth", action="store_false", default=argparse.SUPPRESS, help="for tests"
+        "--admin-no-auth", dest="admin_auth", action="store_false", default=argparse.SUPPRESS, help="as --no-admin-auth"
     )
     for flag, reason in sglang_flags.NO_EFFECT.items():
         arity = 0 if flag in sglang_flags.SWITCHES else "*" if flag in sglang_flags.LISTS else None

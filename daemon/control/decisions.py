@@ -63,7 +63,10 @@ class Decisions:
                 }
             oldest = record.ended_us
         age = time.time() - oldest / 1e6
-        message = f"no decision of that id; the ones kept reach back {age:.0f} s ({at.DECISIONS} requests a shard)"
+        message = (
+            f"no decision of that id; the ones kept reach back {age:.0f} s ({at.DECISIONS} requests a shard),"
+            " and a request has none before it has ended"
+        )
         raise RequestError(404, "DECISION_NOT_FOUND", message, fault=Fault.CLIENT)
 
     def latest(self, limit: int, worker: WorkerSpec | None) -> list[dict[str, Any]]:

@@ -63,7 +63,9 @@ class Explainer:
         except RequestError as error:
             if error.status != 503:
                 raise
-            return found | {"worker": None, "reason": error.message, "candidates": self._candidates(table, pool, None)}
+            refusals = self._router.refusals(ask, table, pool, tokens)
+            rows = self._candidates(table, pool, None, refusals)
+            return found | {"worker": None, "reason": error.message, "candidates": rows}
         worker = table.everyone.workers[pick.worker]
         return found | {
             "worker": worker.url,
@@ -71,7 +73,7 @@ class Explainer:
             "reason": pick.reason,
             "better": "least" if explanation.is_least_best else "most",
             "tied": [table.everyone.workers[position].url for position in explanation.tied],
-            "candidates": self._candidates(table, pool, explanation, pick),
+            "candidates": self._candidates(table, pool, explanation, explanation.dropped or {}, pick),
         }
 
     def _table_in_force(self) -> RoutingTable:
@@ -108,18 +110,24 @@ class Explainer:
         return plan, _fallback_by(table.snapshot, plan)
 
     def _candidates(
-        self, table: RoutingTable, pool: Pool, explanation: Explanation | None, pick: Pick | None = None
+        self,
+        table: RoutingTable,
+        pool: Pool,
+        explanation: Explanation | None,
+        refusals: Mapping[int, str],
+        pick: Pick | None = None,
     ) -> list[dict[str, Any]]:
-        """Every worker there is, who may take it first."""
+        """Every worker there is, who may take it first. `refusals`: why not, by position in the fleet."""
         regular = {worker.slot: position for position, worker in enumerate(table.everyone.workers)}
         rows = []
         for worker in table.snapshot.workers:
             position = regular.get(worker.slot)
             row: dict[str, Any] = {"worker": worker.url, "id": worker.id}
             dropped = self._why_not(worker, pool)
-            if dropped is None and position is not None and explanation is not None:
-                row |= _numbers(explanation, position)
-                dropped = (explanation.dropped or {}).get(position)
+            if dropped is None and position is not None:
+                if explanation is not None:
+                    row |= _numbers(explanation, position)
+                dropped = refusals.get(position)
             row["dropped"] = dropped
             row["is_picked"] = pick is not None and position == pick.worker
             rows.append(row)
@@ -178,7 +186,7 @@ def _draft(value: dict[str, Any]) -> Profile:
     try:
         return read_profiles(document, FileCheck()).profiles[DRAFT]
     except ConfigErrors as errors:
-        text = "; ".join(f"{error.key}: {error.problem} {error.hint}".strip() for error in errors.errors)
+        text = "; ".join(f"{e.key}: {e.problem}{f' ({e.hint})' if e.hint else ''}" for e in errors.errors)
         raise _error(400, "BAD_PROFILE", text.replace(f"profiles.{DRAFT}", "profile")) from None
 
 

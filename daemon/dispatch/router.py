@@ -238,6 +238,12 @@ class LiveRouter:
 
     # --- explaining
 
+    def refusals(self, ask: Ask, table: RoutingTable, pool: Pool, prompt_tokens: int) -> dict[int, str]:
+        """Why workers that are up may not take the request, by position in the fleet."""
+        loads = self._words.survey(pool.slots)
+        up = [position for position, load in zip(pool.positions, loads, strict=True) if load >= 0]
+        return narrow(_description(ask, prompt_tokens), self._fleet_for(table).workers, up)[1]
+
     def explain(
         self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float
     ) -> tuple[Explanation, Pick]:

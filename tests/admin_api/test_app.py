@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pointsman.admin_api.app import build_app
+from pointsman.admin_api.auth import Trusting
+from pointsman.admin_api.handlers.fanout import OPERATIONS
+from pointsman.admin_api.handlers.status import INDEX
 from tests.admin_api.raw import request, send
 from tests.fakes.admin_server import admin_server
 from tests.fakes.control_port import CONFIG, REFUSED_CONFIG, FakeControlPort
@@ -53,7 +58,16 @@ async def test_health_and_index(client: Any) -> None:
     assert await (await client.get("/health")).text() == "OK"
     index = await (await client.get("/")).text()
     assert all(path in index for path in ("/workers", "/config/reload", "/status", "/metrics", "/add_worker"))
+    assert all(operation in index for operation in OPERATIONS)
     assert (await client.head("/health")).status == 200
+
+
+def test_the_index_has_every_path(port: FakeControlPort) -> None:
+    routes = build_app(port, auth=Trusting()).router.routes()
+    paths = {route.resource.canonical for route in routes if route.resource is not None} - {"/"}
+    spelt = {"{key}": "ID", "{id}": "REQUEST-ID", "{operation}": "OPERATION"}
+    words = {word.partition("?")[0] for word in INDEX.split()}
+    assert {re.sub(r"\{.*\}", lambda found: spelt[found[0]], path) for path in paths} <= words
 
 
 async def test_no_such_path_and_method_are_json(client: Any) -> None:

@@ -97,6 +97,7 @@ def test_who_is_down_or_filtered_is_said(gate: Gateway) -> None:
     found = explain(gate, headers={"external-filter": "gpu=h100"})
     assert found["worker"] is None
     assert "gpu=h100" in found["reason"]
+    assert {row["dropped"] for row in found["candidates"]} == {"label filter: gpu=h100"}
     with launch_engines(1) as extra:
         gate.add_worker(extra[0].url)
     gate.wait_until("it is down", lambda: not is_healthy(gate, extra[0].url))
@@ -119,6 +120,7 @@ def is_healthy(gate: Gateway, url: str) -> bool:
         ({"request": 7}, 400, "request"),
         ({"request": {}, "profile": "nobody"}, 404, "nobody"),
         ({"request": {}, "profile": {"routingStrategy": "nonsense"}}, 400, "profile.routingStrategy"),
+        ({"request": {}, "profile": {"routingStrategy": "least-reqest"}}, 400, "(did you mean 'least_request'?"),
         ({"request": {}, "profile": {"cache_aware": {"cache_threshold": 3}}}, 400, "cache_threshold"),
         ({"request": {}, "extra": 1}, 400, "extra"),
         ({"request": {}, "headers": {"routing-strategy": "nonsense"}}, 400, "nonsense"),
@@ -147,7 +149,10 @@ def test_decisions_are_kept(gate: Gateway) -> None:
     assert {row["worker"] for row in of_it} == {found["worker"]}
     status, missing = gate.admin("GET", "/decisions/nothing-like-it")
     assert (status, missing["code"]) == (404, "DECISION_NOT_FOUND")
+    assert "before it has ended" in missing["error"]
     assert gate.admin("GET", "/decisions?limit=0")[0] == 400
+    status, misspelt = gate.admin("GET", "/decisions?limt=3")
+    assert (status, misspelt["error"]) == (400, "unknown parameter 'limt'. did you mean 'limit'?")
 
 
 def test_why_tells_shares_groups_and_predictions(gate: Gateway) -> None:
@@ -172,4 +177,5 @@ def test_why_tells_shares_groups_and_predictions(gate: Gateway) -> None:
     assert "prefix groups" in shown.stdout
     assert "->" in shown.stdout
     assert gate.admin("GET", f"/workers/{worker}/why?last=soon")[0] == 400
+    assert gate.admin("GET", f"/workers/{worker}/why?lst=5m")[0] == 400
     assert gate.admin("GET", "/workers/nobody/why")[0] == 404
