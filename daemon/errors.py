@@ -7,6 +7,7 @@ running one keeps what it has.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 EXIT_OK = 0
@@ -134,6 +135,24 @@ def no_worker(detail: str) -> RequestError:
     )
 
 
+def breaker_open(detail: str, retry_after_s: float) -> RequestError:
+    return _try_again(503, "circuit_open", detail, retry_after_s, Fault.WORKER)
+
+
+def not_admitted(status: int, code: str, message: str, retry_after_s: float) -> RequestError:
+    return _try_again(status, code, message, retry_after_s, Fault.GATEWAY)
+
+
+def rate_limited(message: str, retry_after_s: float) -> RequestError:
+    return _try_again(429, "rate_limited", message, retry_after_s, Fault.CLIENT)
+
+
+def _try_again(status: int, code: str, message: str, retry_after_s: float, fault: Fault) -> RequestError:
+    headers = (("Retry-After", str(max(math.ceil(retry_after_s), 1))),)
+    kind = "rate_limit_error" if status == 429 else "server_error"
+    return RequestError(status, code, message, fault=fault, type=kind, retryable=True, headers=headers)
+
+
 def connect_failed(detail: str) -> RequestError:
     return RequestError(502, "worker_connect_failed", detail, fault=Fault.WORKER, type="server_error", retryable=True)
 
@@ -142,8 +161,8 @@ def bad_answer(detail: str) -> RequestError:
     return RequestError(502, "worker_bad_answer", detail, fault=Fault.WORKER, type="server_error", retryable=True)
 
 
-def worker_timeout(detail: str) -> RequestError:
-    return RequestError(504, "worker_timeout", detail, fault=Fault.WORKER, type="timeout_error", retryable=True)
+def worker_timeout(detail: str, code: str = "worker_timeout") -> RequestError:
+    return RequestError(504, code, detail, fault=Fault.WORKER, type="timeout_error", retryable=True)
 
 
 class ConfigError(PointsmanError):

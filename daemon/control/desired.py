@@ -96,7 +96,11 @@ def default_retry(settings: Settings) -> dict[str, Any]:
 
 
 def default_timeouts(settings: Settings) -> dict[str, Any]:
-    given = {"connect_s": settings.connect_timeout_s, "total_s": settings.request_timeout_s}
+    given = {
+        "connect_s": settings.connect_timeout_s,
+        "total_s": settings.request_timeout_s,
+        "client_body_s": settings.body_timeout_s,
+    }
     return _changed(given, TimeoutsSection())
 
 

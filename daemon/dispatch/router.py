@@ -25,7 +25,7 @@ from pointsman.daemon.routing.scorers import MAX_KEY
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.bookings import NONE
-from pointsman.daemon.shm.choosing import Booked, Chooser
+from pointsman.daemon.shm.choosing import NEUTRAL, Booked, Chooser
 from pointsman.daemon.shm.prefix import HashChain
 from pointsman.daemon.shm.routing_state import RoutingState
 
@@ -42,6 +42,8 @@ class Ask:
     body_bytes: int
     headers: Mapping[str, str] | None = None
     wants_explanation: bool = False
+    is_retry: bool = False
+    """Pays nothing into the retry budget."""
 
 
 class LiveRouter:
@@ -69,10 +71,16 @@ class LiveRouter:
             self._gauges,
             state.segment.layout.decision_ring(max(shard, 0)),
             GROUP_CHARS,
+            state.segment.layout.budget,
+            state.segment.layout.breakers,
         )
         self.first_token = self._chooser.first_token
         self.settle = self._chooser.settle
         self.note = self._chooser.note
+
+    def watch_breakers(self, width_s: float) -> None:
+        """`SharedResilience.breaker_width_s`."""
+        self._chooser.breaker_width_s = width_s
 
     # --- the prompt
 
@@ -94,14 +102,25 @@ class LiveRouter:
     def choose(self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float) -> Booked:
         """After `read_prompt`. Raises RequestError 503 when no worker of the pool is up, 400 as the policy says."""
         if plan.expected_cost is not None and ask.headers is None and not (pool.has_buckets or ask.wants_explanation):
-            return self.choose_least_cost(ask.features, ask.body_bytes, pool, plan, prompt_tokens, now)
+            is_retry = ask.is_retry
+            return self.choose_least_cost(
+                ask.features, ask.body_bytes, pool, plan, prompt_tokens, now, is_retry=is_retry
+            )
         return self._choose_by_policy(ask, table, pool, plan, prompt_tokens, now)
 
     def choose_least_cost(
-        self, features: Features, body_bytes: int, pool: Pool, plan: Plan, prompt_tokens: int, now: float
+        self,
+        features: Features,
+        body_bytes: int,
+        pool: Pool,
+        plan: Plan,
+        prompt_tokens: int,
+        now: float,
+        *,
+        is_retry: bool = False,
     ) -> Booked:
         """`choose` by the short way: for a plan with `expected_cost`, a pool without buckets, no routing headers."""
-        parameters = plan.expected_cost
+        parameters, retry = plan.expected_cost, plan.retry
         assert parameters is not None
         booked = self._chooser.choose(
             pool.slots,
@@ -115,6 +134,8 @@ class LiveRouter:
             parameters.gamma,
             parameters.kappa_s,
             self._rng.random(),
+            0.0 if is_retry else retry.budget_ratio,
+            retry.budget_min_per_s,
         )
         if isinstance(booked, Booked):
             return booked
@@ -147,6 +168,8 @@ class LiveRouter:
                 self._bookings.lost = lost_with(situation)
                 self._note_identities(booked, request, fleet, session, pick.worker, now)
                 self._chooser.book(booked, now, has_index)
+                if not ask.is_retry:
+                    self._chooser.deposit(plan.retry.budget_ratio, plan.retry.budget_min_per_s, now)
                 self._count(booked.reason)
             finally:
                 if has_index:
@@ -223,18 +246,29 @@ class LiveRouter:
 
     # --- what became of it
 
-    def finish(self, booked: Booked, now: float, output_tokens: int | None, *, was_computed: bool = True) -> None:
+    def finish(
+        self,
+        booked: Booked,
+        now: float,
+        output_tokens: int | None,
+        *,
+        was_computed: bool = True,
+        verdict: int = NEUTRAL,
+    ) -> bool:
         """The request is over; None: it failed or was cancelled. Once for everything that was booked.
 
-        Not `was_computed`: the worker failed it and holds nothing of it that it did not hold before.
+        Not `was_computed`: the worker failed it and holds nothing of it that it did not hold before. True: `verdict` is
+        for `SharedResilience.record` to tell.
         """
-        self._chooser.finish(booked, now, NONE if output_tokens is None else output_tokens, was_computed)
+        tokens = NONE if output_tokens is None else output_tokens
+        is_news = self._chooser.finish(booked, now, tokens, was_computed, verdict)
         if booked.user_key and self._fleet is not None and self._chooser.lock(now):
             try:
                 charge = 2.0 * (output_tokens or 0) - 3.0 * booked.prompt_tokens
                 self._fleet.charge_user(booked.user_key, charge, now)
             finally:
                 self._words.unlock()
+        return is_news
 
     # --- explaining
 

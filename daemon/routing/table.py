@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from re import Pattern
 from re import compile as compile_pattern
 from typing import Any
 
+import msgspec
 import orjson
 
+from pointsman.config.resilience import (
+    PRIORITIES,
+    AdmissionSection,
+    BreakerSection,
+    LimitsSection,
+    RetrySection,
+    TimeoutsSection,
+)
 from pointsman.config.snapshot import MAX_TOKENS, Profile, Snapshot, WorkerSpec
 from pointsman.daemon.errors import RequestError, no_worker
 from pointsman.daemon.routing.auto_profile import Hints, pick_profile
@@ -36,6 +45,18 @@ class Pool:
     has_buckets: bool = False
     """some take only prompts of certain lengths"""
 
+    def only(self, chosen: Sequence[int]) -> Pool:
+        """Those at the positions `chosen` of this pool."""
+        if len(chosen) == len(self.workers):
+            return self
+        return replace(
+            self,
+            workers=tuple(self.workers[i] for i in chosen),
+            slots=tuple(self.slots[i] for i in chosen),
+            weights=tuple(self.weights[i] for i in chosen),
+            positions=tuple(self.positions[i] for i in chosen),
+        )
+
     def nobody(self, why: str = "") -> RequestError:
         """503: no worker of this pool can take the request."""
         total = len(self.workers)
@@ -57,6 +78,13 @@ class Plan:
     prompt_tokens_max: int = MAX_TOKENS
     expected_cost: ExpectedCostParameters | None = None
     """Of a plan that is nothing but this policy: the short way will do."""
+
+    retry: RetrySection = field(default_factory=RetrySection)
+    timeouts: TimeoutsSection = field(default_factory=TimeoutsSection)
+    limits: LimitsSection = field(default_factory=LimitsSection)
+    stream_failure: str = "error"
+    priority: int = PRIORITIES.index("default")
+    """class in which its requests wait for admission"""
 
     profile_line: bytes = b""
     strategy_line: bytes = b""
@@ -130,6 +158,8 @@ class RoutingTable:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.generation = snapshot.generation
+        self.breaker = msgspec.convert(snapshot.shared.breaker, BreakerSection)
+        self.admission = msgspec.convert(snapshot.shared.admission, AdmissionSection)
         self.model_index = {name: index for index, name in enumerate(snapshot.models)}
         self._regular = tuple(worker for worker in snapshot.workers if worker.role == "regular")
         self.everyone = self._pool(self._regular)
@@ -178,17 +208,28 @@ class RoutingTable:
         selection = Selection(read_profile(parameters))
         policy = selection.own
         is_plain = isinstance(policy, ExpectedCost) and selection.profile.sticky is None
+        limits = msgspec.convert(profile.limits, LimitsSection)
         return Plan(
             profile.name,
             selection,
             profile.prompt_tokens_min,
             profile.prompt_tokens_max,
             policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None,
+            msgspec.convert(snapshot.default_retry | profile.retry, RetrySection),
+            msgspec.convert(snapshot.default_timeouts | profile.timeouts, TimeoutsSection),
+            limits,
+            profile.stream_failure,
+            PRIORITIES.index(limits.priority),
             b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),
             strategy_line(selection.strategy),
             orjson.dumps(profile.name),
             orjson.dumps(selection.strategy)[1:-1],
         )
+
+    def early_plan(self, asked: str | None) -> Plan:
+        """What is known of a request's plan before its body is."""
+        plan = self._plans.get(asked) if asked else None
+        return plan or next(iter(self._fallbacks), self._default)
 
     def pool_for(self, model: str) -> Pool | None:
         """None when `strict_models` forbids the model; a model that nobody announces goes to any worker otherwise."""

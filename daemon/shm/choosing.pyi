@@ -6,6 +6,9 @@ from pointsman.daemon.shm.native import Words
 from pointsman.daemon.shm.prefix import HashChain, RawIndex
 
 UNLOCKED: int
+NEUTRAL: int
+SUCCEEDED: int
+FAILED: int
 
 class Booked:
     worker: WorkerSpec
@@ -22,12 +25,14 @@ class Booked:
     user_key: int
     predicted_s: float
     explanation: Any
+    ticket: int
     def __init__(
         self, worker: WorkerSpec, slot: int, prompt_bytes: int, prompt_tokens: int, is_blind: bool
     ) -> None: ...
 
 class Chooser:
     late: list[tuple[int, float, int]]
+    breaker_width_s: float
     def __init__(
         self,
         words: Words,
@@ -39,6 +44,8 @@ class Chooser:
         gauges: int,
         ring: int,
         group_chars: int,
+        budget: int,
+        breakers: int,
     ) -> None: ...
     def lock(self, now: float) -> bool: ...
     def lock_index(self) -> bool: ...
@@ -55,10 +62,15 @@ class Chooser:
         gamma: float,
         kappa_s: float,
         draw: float,
+        budget_ratio: float,
+        budget_min_per_s: float,
     ) -> Booked | bool | None: ...
     def book(self, booked: Booked, now: float, has_index: bool) -> None: ...
     def first_token(self, booked: Booked, now: float) -> None: ...
-    def finish(self, booked: Booked, now: float, output_tokens: int, was_computed: bool) -> None: ...
+    def finish(
+        self, booked: Booked, now: float, output_tokens: int, was_computed: bool, verdict: int = ...
+    ) -> bool: ...
+    def deposit(self, ratio: float, min_per_s: float, now: float) -> None: ...
     def settle(self, now: float) -> None: ...
     def note(
         self,

@@ -5,6 +5,7 @@ routing mutex, then the index'. A mutex that is not to be had in time is answere
 counters in the segment tell how often. Every row that is written here has this process as its one writer, or belongs
 to the routing mutex.
 """
+from libc.math cimport exp
 from libc.stdint cimport int64_t, uint64_t
 
 from pointsman.daemon.shm.bookings cimport MAX_CANDIDATES, Bookings, Picked
@@ -41,12 +42,31 @@ cdef int64_t G_CACHE_HITS = _layout.G_CACHE_HITS
 cdef int64_t G_CACHE_MISSES = _layout.G_CACHE_MISSES
 cdef int64_t G_UNBOOKED = _layout.G_UNBOOKED
 cdef int64_t G_UNINDEXED = _layout.G_UNINDEXED
+cdef int64_t BREAKER_WORDS = _layout.BREAKER_WORDS
 cdef int64_t DECISIONS = _layout.DECISIONS
 cdef int64_t DECISION_WORDS = _layout.DECISION_WORDS
 cdef double CHARS_PER_TOKEN = 4.0
 
 if DECISION_WORDS != 16:
     raise ImportError("layout.py and choosing.pyx do not agree on the record of a decision")
+
+# words of resilience.budget and resilience.breaker, whose machines these lines do the everyday part of
+cdef enum:
+    BUDGET_POT = 0
+    BUDGET_MISSING = 1
+    BUDGET_AT = 2
+cdef enum:
+    BREAKER_STATE = 0
+    BREAKER_SERIAL = 1
+    BREAKER_FAILURES = 2
+    BREAKER_WINDOW = 8
+    BREAKER_BUCKETS = 8
+    BREAKER_BUCKET_WORDS = 3
+    CLOSED = 0
+cdef double BUDGET_WINDOW_S = 10.0
+
+NEUTRAL, SUCCEEDED, FAILED = range(3)
+"""What `finish` tells the worker's breaker."""
 
 
 cdef class Booked:
@@ -59,6 +79,8 @@ cdef class Booked:
     cdef public uint64_t pin, group, user_key
     cdef public double predicted_s
     cdef public object explanation
+    cdef public int64_t ticket
+    """of the worker's breaker"""
 
     def __init__(self, worker, int64_t slot, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind):
         self.worker = worker
@@ -68,6 +90,7 @@ cdef class Booked:
         self.is_blind = is_blind
         self.number = NOTHING_BOOKED
         self.reason = -1
+        self.ticket = -1
 
 
 cdef class Chooser:
@@ -80,14 +103,17 @@ cdef class Chooser:
     cdef object matched_array, pinned_array
     cdef uint64_t *matched
     cdef uint64_t *pinned
-    cdef int64_t shard, ghost, gauges, ring, slots
+    cdef int64_t shard, ghost, gauges, ring, slots, budget, breakers
+    cdef public double breaker_width_s
+    """of one bucket of the breakers' window; 0 = there are no breakers"""
     cdef uint64_t group_chars
     cdef readonly list late
     """(number, moment, output tokens) of bookings that ended while the mutex was not to be had"""
 
     def __init__(
         self, Words words not None, Bookings bookings not None, RawIndex index not None, HashChain chain not None,
-        int64_t shard, int64_t ghost, int64_t gauges, int64_t ring, uint64_t group_chars,
+        int64_t shard, int64_t ghost, int64_t gauges, int64_t ring, uint64_t group_chars, int64_t budget,
+        int64_t breakers,
     ):
         if not bookings.is_lent:
             raise ValueError("the booking table has no buffers for matches and pins")
@@ -95,6 +121,7 @@ cdef class Chooser:
         self.matched = <uint64_t *> bookings.matched.buf
         self.pinned = <uint64_t *> bookings.pinned.buf
         self.shard, self.ghost, self.gauges, self.ring, self.group_chars = shard, ghost, gauges, ring, group_chars
+        self.budget, self.breakers = budget, breakers
         self.slots = index.ix.head.slots
         if ghost >= self.slots or bookings.matched.len < 8 * self.slots:
             raise ValueError("index and booking table do not fit each other")
@@ -142,9 +169,11 @@ cdef class Chooser:
 
     def choose(
         self, tuple slots, tuple workers, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind, double now,
-        double theta, double theta_gain, double gamma, double kappa_s, double draw,
+        double theta, double theta_gain, double gamma, double kappa_s, double draw, double budget_ratio,
+        double budget_min_per_s,
     ):
         """By expected_cost among the `slots` that are up, `workers` in parallel; see Bookings.choose.
+        Puts `budget_ratio` into the retry budget.
 
         Returns the Booked; None when none is up, False when the routing mutex is not to be had.
         """
@@ -166,6 +195,7 @@ cdef class Chooser:
                     n += 1
             if n == 0:
                 return None
+            self._deposit(budget_ratio, budget_min_per_s, now)
             has_index = self._lock_index()
             if has_index:
                 self.index._match_into(self.chain, self.matched)
@@ -197,6 +227,7 @@ cdef class Chooser:
         cdef int64_t *row = self.words._load(self.shard, slot)
         cdef int64_t capacity
         self.words._book(self.shard, slot, booked.prompt_bytes)
+        booked.ticket = self._breaker(slot)[BREAKER_SERIAL]
         booked.number = self.bookings.book(
             self.shard, slot, now, booked.prompt_tokens - booked.cached_tokens, booked.cached_tokens,
             <int64_t> (<int64_t> self.bookings.output_mean * CHARS_PER_TOKEN), booked.is_blind,
@@ -229,12 +260,16 @@ cdef class Chooser:
         finally:
             self.words._unlock()
 
-    def finish(self, Booked booked not None, double now, int64_t output_tokens, bint was_computed):
+    def finish(
+        self, Booked booked not None, double now, int64_t output_tokens, bint was_computed, int64_t verdict=NEUTRAL
+    ) -> bool:
         """The request is over, once for everything that was booked; -1 tokens: it failed or was cancelled.
 
-        Not `was_computed`: the worker failed it before it had anything to cache.
+        Not `was_computed`: the worker failed it before it had anything to cache. `verdict`: for the worker's breaker;
+        True: that has to be told by resilience.breaker, it is more than a success on a closed one.
         """
         cdef int64_t number = booked.number, capacity
+        cdef bint is_news = verdict == FAILED
         self.words._release(self.shard, booked.slot, booked.prompt_bytes)
         booked.number = NOTHING_BOOKED
         if number >= 0:
@@ -243,6 +278,8 @@ cdef class Chooser:
             else:
                 try:
                     self.bookings.finish(number, now, output_tokens)
+                    if verdict == SUCCEEDED:
+                        is_news = not self._succeeded(booked, now)
                 finally:
                     self.words._unlock()
                 capacity = self.bookings._reserved_fit(booked.slot)
@@ -254,6 +291,47 @@ cdef class Chooser:
             else:
                 self.index._withdraw(booked.pin, booked.matched_chars)
             booked.pin = 0
+        return is_news
+
+    # --- the everyday part of resilience
+
+    def deposit(self, double ratio, double min_per_s, double now):
+        """RetryBudget.deposit. The routing mutex is held."""
+        self._deposit(ratio, min_per_s, now)
+
+    cdef void _deposit(self, double ratio, double min_per_s, double now) noexcept:
+        cdef double *word = <double *> (self.words.word + self.budget)
+        cdef double elapsed = now - word[BUDGET_AT]
+        if elapsed > 0.0:
+            word[BUDGET_POT] = word[BUDGET_POT] * exp(-elapsed / BUDGET_WINDOW_S)
+            word[BUDGET_AT] = now
+            word[BUDGET_MISSING] = max(word[BUDGET_MISSING] - min_per_s * elapsed, 0.0)
+        word[BUDGET_POT] += ratio
+
+    cdef int64_t *_breaker(self, int64_t slot) noexcept:
+        return self.words.word + self.breakers + slot * BREAKER_WORDS
+
+    cdef bint _succeeded(self, Booked booked, double now) noexcept:
+        """Breaker.record of a success on a closed breaker. False: it is not closed."""
+        cdef int64_t *word = self._breaker(booked.slot)
+        cdef int64_t *bucket
+        cdef double start
+        cdef int64_t turn
+        if self.breaker_width_s <= 0.0:
+            return True
+        if word[BREAKER_STATE] != CLOSED:
+            return False
+        if booked.ticket != word[BREAKER_SERIAL]:
+            return True
+        turn = <int64_t> (now / self.breaker_width_s)
+        bucket = word + BREAKER_WINDOW + turn % BREAKER_BUCKETS * BREAKER_BUCKET_WORDS
+        start = turn * self.breaker_width_s
+        if (<double *> bucket)[0] != start:
+            bucket[1] = bucket[2] = 0
+            (<double *> bucket)[0] = start
+        bucket[1] += 1
+        word[BREAKER_FAILURES] = 0
+        return True
 
     def settle(self, double now):
         """From time to time: end what could not be ended, though no request may come to do it."""

@@ -19,6 +19,8 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     recordings       per shard, a ring of requests for whoever records the traffic (shm.recording)
     bookings         the booking table and the cost model (shm.bookings), under the routing mutex
     sessions, users  tables of recently used keys (shm.recent), under the routing mutex
+    budget, breakers, admission, rates
+                     what the machines of `resilience` keep in words, under the routing mutex (dispatch.resilience)
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAGIC = 0x314D48534D535450  # "PTSMSHM1", little endian
-VERSION = 2
+VERSION = 3
 WORD = 8
 PAGE_WORDS = 512
 
@@ -38,7 +40,8 @@ H_CURSOR = 24
 H_MUTEX = 32
 H_LOCK_TIMEOUTS = 40
 H_LOCK_RECOVERIES = 41
-H_RECORDING = 48  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
+H_BREAKERS = 48  # workers whose breaker is not closed; written under the routing mutex
+H_RECORDING = 56  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
 
 # phase
 PHASE_RUNNING, PHASE_DRAINING = range(2)
@@ -79,6 +82,10 @@ GAUGE_WORDS = 64
 G_CONNECTIONS, G_REQUESTS, G_BUFFERED_BYTES, G_UPSTREAM_CONNECTIONS = range(4)
 G_FIRST_COUNTER = 16
 G_LOG_DROPPED, G_PROFILE_FALLBACKS, G_CLIENT_DISCONNECTS, G_UPSTREAM_RESENDS, G_SERIES_FULL = range(16, 21)
+# what resilience did
+G_RETRIES, G_RETRIES_EXHAUSTED, G_BUDGET_EMPTY, G_QUEUE_FULL, G_QUEUE_TIMEOUT, G_RATE_LIMITED = range(28, 34)
+G_BREAKER_REFUSED = 34
+G_TIMEOUTS = 35  # one word each, in the order of resilience.timeouts.Deadline
 G_CACHE_HITS, G_CACHE_MISSES, G_LOAD_BALANCING, G_DEGRADED, G_UNBOOKED, G_UNLOCKED, G_UNINDEXED = range(21, 28)
 
 # bookings in flight per shard; with more, requests go on unbooked, counted
@@ -89,6 +96,11 @@ BOOKING_HEADER_WORDS, BOOKING_WORKER_WORDS, BOOKING_WORDS = 64, 32, 16
 RECENT_WORDS = 4
 SESSIONS = 65_536
 USERS = 1024
+
+# words of the machines of resilience; their modules say what is in them. The first of a breaker: 0 = it is closed
+BUDGET_WORDS, BREAKER_WORDS, ADMISSION_SHARD_WORDS, ADMISSION_USERS = 8, 32, 8, 1024
+ACCOUNTS_WORDS = 4 + 4 * ADMISSION_USERS
+PROFILE_RATES, KEY_RATES, RATE_WORDS = 256, 1024, 4
 
 # decisions
 DECISION_WORDS = 16
@@ -134,6 +146,10 @@ class Layout:
     bookings: int = field(init=False)
     sessions: int = field(init=False)
     users: int = field(init=False)
+    budget: int = field(init=False)
+    breakers: int = field(init=False)
+    admission: int = field(init=False)
+    rates: int = field(init=False)
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +168,10 @@ class Layout:
             ("bookings", self.bookings_words),
             ("sessions", SESSIONS * RECENT_WORDS),
             ("users", USERS * RECENT_WORDS),
+            ("budget", BUDGET_WORDS),
+            ("breakers", self.slots * BREAKER_WORDS),
+            ("admission", self.admission_words),
+            ("rates", (PROFILE_RATES + KEY_RATES) * RATE_WORDS),
         ):
             object.__setattr__(self, name, offset)
             offset += words
@@ -166,6 +186,10 @@ class Layout:
     def bookings_words(self) -> int:
         bookings = self.shards * BOOKINGS_PER_SHARD * BOOKING_WORDS
         return BOOKING_HEADER_WORDS + self.slots * BOOKING_WORKER_WORDS + bookings
+
+    @property
+    def admission_words(self) -> int:
+        return self.shards * ADMISSION_SHARD_WORDS + ACCOUNTS_WORDS
 
     @property
     def control(self) -> int:
@@ -192,6 +216,9 @@ class Layout:
 
     def histogram(self, shard: int, route: int, kind: int) -> int:
         return self.histograms + ((shard * HISTOGRAM_ROUTES + route) * HISTOGRAM_KINDS + kind) * HISTOGRAM_WORDS
+
+    def breaker(self, slot: int) -> int:
+        return self.breakers + slot * BREAKER_WORDS
 
     def decision_ring(self, shard: int) -> int:
         return self.decisions + shard * DECISION_RING_WORDS

@@ -105,9 +105,16 @@ class RoutingState:
                 return False
             self.bookings.forget_worker(slot)
             self.sessions.forget_number(slot)
+            self.words.fill_zero(self.segment.layout.breaker(slot), at.BREAKER_WORDS)
+            self.count_breakers()
         self.index.put_capacity(slot, 0)
         self.index.remove_worker(slot)
         return True
+
+    def count_breakers(self) -> None:
+        """How many are not closed, for those who ask before every pick. The routing mutex is held."""
+        layout, cells = self.segment.layout, self.segment.cells
+        cells[at.H_BREAKERS] = sum(cells[layout.breaker(slot)] != 0 for slot in range(layout.slots))
 
     # --- capacities
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from pointsman.config.settings import Settings
 from pointsman.daemon import leash
+from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK, EXIT_SOFTWARE
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm import layout as at
@@ -108,6 +109,7 @@ class Arbiter:
     ) -> None:
         self._settings = settings
         self._state = state
+        self._resilience = SharedResilience(state, -1)
         self._segment = state.segment
         self._shards = shards
         self._control = control
@@ -253,8 +255,8 @@ class Arbiter:
                 self._brief(child, now)
 
     def _reclaim(self, shard: int) -> bool:
-        """What a dead shard had booked and pinned ends before its successor books anything."""
-        if not self._state.reclaim_shard(shard):
+        """What a dead shard had booked, pinned and taken ends before its successor books anything."""
+        if not (self._state.reclaim_shard(shard) and self._resilience.reclaim_shard(shard)):
             return False
         self._unclaimed.discard(shard)
         return True

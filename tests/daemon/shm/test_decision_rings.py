@@ -14,9 +14,8 @@ from pointsman.daemon.shm.segment import Segment
 def chooser_of(state: RoutingState, shard: int) -> Chooser:
     layout = state.segment.layout
     ring, gauges = layout.decision_ring(shard), layout.gauge(shard, 0)
-    return Chooser(
-        state.words, state.bookings, state.index, state.index.chain(), shard, state.ghost, gauges, ring, 1024
-    )
+    chain, words = state.index.chain(), (layout.budget, layout.breakers)
+    return Chooser(state.words, state.bookings, state.index, chain, shard, state.ghost, gauges, ring, 1024, *words)
 
 
 def test_decisions_come_back_newest_first_and_old_ones_go() -> None:
