@@ -138,7 +138,7 @@ class Explainer:
             return f"a {worker.role} worker"
         if worker.slot not in pool.slots:
             return "serves other models"
-        return _STATUS.get(self._state.segment.status(worker.slot), "not probed yet") or None
+        return _STATUS.get(self._state.segment.status(worker.slot), "not healthy yet") or None
 
 
 def _numbers(explanation: Explanation, position: int) -> dict[str, Any]:

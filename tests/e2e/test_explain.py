@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,16 @@ def test_who_is_down_or_filtered_is_said(gate: Gateway) -> None:
     found = explain(gate)
     assert {row["worker"]: row["dropped"] for row in found["candidates"]}[extra[0].url] == "not healthy"
     gate.admin("DELETE", f"/workers/{extra_id(gate, extra[0].url)}")
+
+
+def test_who_was_never_healthy_is_said(gate: Gateway) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        assert gate.admin("POST", "/workers", {"url": url, "models": [MODEL]})[0] == 202
+        found = explain(gate)
+        gate.admin("DELETE", f"/workers/{extra_id(gate, url)}")
+    assert {row["worker"]: row["dropped"] for row in found["candidates"]}[url] == "not healthy yet"
 
 
 def extra_id(gate: Gateway, url: str) -> str:
