@@ -55,7 +55,7 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The answer ends: before its head, or after so many bytes of its body (chunk framing counts), or events."""
+    """The answer ends: before its head, or in its body after so many events and then so many bytes (framing counts)."""
 
     how: How
     after_bytes: int | None = None
@@ -215,9 +215,11 @@ class ChaosWorker:
         """As if its host had gone: who connects hears nothing. What is open stays open."""
         self.fleet.run(self._stop_accepting())
         self._listener.listen(0)
-        with _full_backlog(self._listener.getsockname()):
-            yield
-        self.fleet.run(self.listen())
+        try:
+            with _full_backlog(self._listener.getsockname()):
+                yield
+        finally:
+            self.fleet.run(self.listen())
 
     # --- on the loop
 
@@ -479,15 +481,14 @@ class _Answer:
 
 def _place_of(cut: Cut, body: bytes) -> int | None:
     """Where it ends, None while it is not reached."""
-    if cut.after_bytes is not None:
-        return cut.after_bytes if len(body) >= cut.after_bytes else None
     place = 0
     for _ in range(cut.after_events or 0):
         found = body.find(END_OF_EVENT, place)
         if found < 0:
             return None
         place = found + len(END_OF_EVENT)
-    return place
+    place += cut.after_bytes or 0
+    return place if len(body) >= place else None
 
 
 # --- all of them

@@ -89,6 +89,7 @@ def test_without_a_fault_everything_passes_as_it_is(fleet: ChaosFleet, engine: S
         (Cut(How.FIN, after_bytes=20), HEAD + (EVENTS[0] + EVENTS[1])[:20]),
         (Cut(How.RESET, after_events=2), HEAD + EVENTS[0] + EVENTS[1]),
         (Cut(How.FIN, after_events=1), HEAD + EVENTS[0]),
+        (Cut(How.FIN, after_events=1, after_bytes=5), HEAD + EVENTS[0] + EVENTS[1][:5]),
     ],
 )
 def test_cuts(fleet: ChaosFleet, cut: Cut, left: bytes) -> None:
