@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -38,6 +39,28 @@ def mapped_files(pid: int) -> set[str]:
     """Names of the files that are mapped into its memory, shared libraries above all."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6}
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Memory of their own that these processes hold; the shared segment and mapped files are not in it."""
+    return sum(int(field.split()[1]) for pid in pids for field in _status_lines(pid, "RssAnon")) * 1024
+
+
+def _status_lines(pid: int, name: str) -> list[str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [line for line in lines if line.startswith(f"{name}:")]
+
+
+def open_files(pid: int) -> list[str]:
+    """What its file descriptors refer to."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(entry.readlink()))
+    return found
 
 
 def wait_until(what: str, holds: Callable[[], bool], timeout_s: float) -> float:
