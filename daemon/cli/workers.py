@@ -42,11 +42,12 @@ def _list(argv: list[str]) -> int:
     parser.add_argument(
         "--state", choices=("draining", "all"), help="the removed ones whose requests still run, or all"
     )
-    parser.add_argument("action", nargs="?", metavar="list|add|remove|why|forget")
+    parser.add_argument("action", nargs="*", metavar="list|add|remove|why|forget")
     arguments = parser.parse(argv)
-    if arguments.action is not None:
-        hint = closest(arguments.action, _ACTIONS)
-        parser.error(f"unknown action {arguments.action!r}{f' ({hint})' if hint else ''}")
+    if arguments.action:
+        unknown = arguments.action[0]
+        hint = closest(unknown, _ACTIONS)
+        parser.error(f"unknown action {unknown!r}{f' ({hint})' if hint else ''}")
     query = urlencode({name: value for name in ("model", "state") if (value := getattr(arguments, name))})
 
     def work(client: AdminClient) -> int:

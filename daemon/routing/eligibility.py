@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pointsman.config.snapshot import MAX_TOKENS
 from pointsman.daemon.errors import bad_request
 from pointsman.daemon.routing.fleet import Worker
 from pointsman.daemon.routing.prompt import Request
@@ -37,8 +38,14 @@ def narrow(
     for worker in eligible:
         declared = workers[worker]
         if not declared.prompt_tokens_min <= tokens <= declared.prompt_tokens_max:
-            dropped.setdefault(worker, f"takes {declared.prompt_tokens_min} to {declared.prompt_tokens_max} tokens")
+            dropped.setdefault(worker, _taken(declared))
     return (eligible, dropped) if not dropped else ([w for w in eligible if w not in dropped], dropped)
+
+
+def _taken(worker: Worker) -> str:
+    if worker.prompt_tokens_max == MAX_TOKENS:
+        return f"takes {worker.prompt_tokens_min} tokens and more"
+    return f"takes {worker.prompt_tokens_min} to {worker.prompt_tokens_max} tokens"
 
 
 _Condition = tuple[str, str, str]

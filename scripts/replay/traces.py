@@ -75,7 +75,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise _refused(path, f"cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise _refused(path, f"cannot be read: {reason}") from None
 
 
 def _checked(request: TraceRequest, number: int) -> TraceRequest:

@@ -376,6 +376,7 @@ def test_misuse_of_workers_is_64(server: AdminServer, run: Run, argv: list[str])
 
 def test_a_mistyped_action_names_the_nearest(run: Run) -> None:
     assert "did you mean 'remove'?" in run(workers.run, "remvoe").err
+    assert "unknown action 'wy' (did you mean 'why'?)" in run(workers.run, "wy", URL).err
 
 
 def test_help_names_the_actions(run: Run) -> None:

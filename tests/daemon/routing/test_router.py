@@ -274,6 +274,10 @@ def test_prompt_length_buckets() -> None:
     router = Router([Worker("short", prompt_tokens_max=100), Worker("long", prompt_tokens_min=101)])
     assert router.choose(Request(prompt_tokens=100), 0.0).worker == "short"
     assert router.choose(Request(prompt_tokens=101), 0.0).worker == "long"
+    why_not_long = router.explain(Request(prompt_tokens=100), 0.0).as_json(router.names)["dropped"]
+    why_not_short = router.explain(Request(prompt_tokens=101), 0.0).as_json(router.names)["dropped"]
+    assert why_not_long == {"long": "takes 101 tokens and more"}
+    assert why_not_short == {"short": "takes 0 to 100 tokens"}
 
 
 def test_identical_new_prompts_at_once_spread() -> None:
