@@ -100,7 +100,7 @@ def test_what_is_not_a_trace_is_refused_with_its_line(tmp_path: Path, lines: lis
 
 
 def test_unreadable_and_truncated_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigErrors, match="cannot be read: No such file or directory$"):
+    with pytest.raises(ConfigErrors, match=r"cannot be read: No such file or directory$"):
         read_trace(tmp_path / "nowhere")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b'{"input_length": 5, "output_length": 1}\n' * 99)[:-12])
     with pytest.raises(ConfigErrors, match="cannot be read"):
