@@ -1,6 +1,6 @@
 """The admin API as an aiohttp application; the daemon behind it is a `ControlPort`.
 
-    errors -> JSON  |  guard (Host, Origin, content type, size)  |  authentication  |  body  |  handler
+    errors -> JSON  |  guard (Host, Origin, content type, size)  |  authentication  |  body  |  counted  |  handler
 
 Built once per kind of listener, because they differ in whom they trust. Serve it with `server.AdminRunner`.
 """
@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler
 from pointsman.admin_api import peers
 from pointsman.admin_api.answers import answer, error_body, refusal
 from pointsman.admin_api.auth import AdminAuth, authenticator
+from pointsman.admin_api.changes import CHANGING, Changes, counted
 from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
 from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
@@ -24,19 +25,27 @@ from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
 from pointsman.admin_api.handlers.record import RecordHandlers
 from pointsman.admin_api.handlers.status import StatusHandlers
+from pointsman.admin_api.handlers.upgrade import UpgradeHandlers
 from pointsman.admin_api.handlers.workers import WorkerHandlers
 from pointsman.admin_api.ports import ControlPort
 from pointsman.daemon.errors import RequestError
 from pointsman.daemon.telemetry.logs import log
 
-_CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _SHOWN_FRAMES = 4
 
 
-def build_app(port: ControlPort, *, auth: AdminAuth, host_names: Collection[str] = ()) -> web.Application:
+def build_app(
+    port: ControlPort, *, auth: AdminAuth, host_names: Collection[str] = (), changes: Changes | None = None
+) -> web.Application:
     """`host_names`: what may stand in Host beside loopback and the listener's own address."""
     app = web.Application(
-        middlewares=[_answer_errors, guard(host_names), authenticator(auth), body_receiver()],
+        middlewares=[
+            _answer_errors,
+            guard(host_names),
+            authenticator(auth),
+            body_receiver(),
+            counted(changes or Changes()),
+        ],
         client_max_size=MAX_BODY_BYTES,
     )
     # a worker's key may hold slashes, so what lies below a worker comes before the worker itself
@@ -48,6 +57,7 @@ def build_app(port: ControlPort, *, auth: AdminAuth, host_names: Collection[str]
         ConfigHandlers,
         RecordHandlers,
         FanoutHandlers,
+        UpgradeHandlers,
     )
     for handlers in every:
         app.add_routes(handlers(port).routes())
@@ -72,7 +82,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception as error:  # noqa: BLE001 - boundary: a defect of ours ends this request and nothing else
         _log_defect(request, error)
         response = answer(error_body("internal error; the daemon's log has it", "INTERNAL"), status=500)
-    if request.method in _CHANGES:
+    if request.method in CHANGING:
         # without the query: an API key may be in it
         peer = peers.describe(request)
         log("admin_request", method=request.method, path=request.path, status=response.status, peer=peer)

@@ -13,6 +13,8 @@ import msgspec
 
 from pointsman.config.snapshot import MAX_TOKENS
 
+DEFAULT_UPGRADE_TIMEOUT_S = 30.0
+MAX_UPGRADE_TIMEOUT_S = 600.0
 Role = Literal["regular", "prefill", "decode"]
 WorkerStatus = Literal["pending", "ready", "not_ready", "draining"]
 Source = Literal["api", "file", "flag"]
@@ -131,6 +133,21 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     lock_recoveries: int
 
 
+class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
+    """Another daemon has taken over."""
+
+    version: str
+    pid: int
+    """of its supervisor"""
+    previous_version: str
+    previous_pid: int
+    in_flight: int
+    """Requests that the previous one still had to finish."""
+    grace_s: float
+    """How long it may take for that."""
+    took_s: float
+
+
 class FanoutRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is asked of many workers at once."""
 
@@ -245,6 +262,13 @@ class ControlPort(Protocol):
         ...
 
     def status(self) -> StatusView: ...
+
+    async def upgrade(self, timeout_s: float) -> UpgradeView:
+        """Have the installed version take over, with what settings say now.
+
+        409 `UPGRADE_REFUSED`: not now; 500 `UPGRADE_FAILED`: tried, and given up. This daemon then goes on.
+        """
+        ...
 
     def metrics(self) -> bytes:
         """Prometheus text exposition format 0.0.4."""

@@ -13,7 +13,13 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from pointsman.admin_api.answers import bad_request
-from pointsman.admin_api.ports import ExplainRequest, WorkerPatch, WorkerRequest
+from pointsman.admin_api.ports import (
+    DEFAULT_UPGRADE_TIMEOUT_S,
+    MAX_UPGRADE_TIMEOUT_S,
+    ExplainRequest,
+    WorkerPatch,
+    WorkerRequest,
+)
 from pointsman.config import defects
 from pointsman.config.workers_schema import MAX_WEIGHT, Capacity, WorkerType
 
@@ -160,6 +166,12 @@ class RecordBody(_Strict):
     """POST /record"""
 
     minutes: float = Field(gt=0, le=MAX_RECORD_MINUTES)
+
+
+class UpgradeBody(_Strict):
+    """POST /upgrade"""
+
+    timeout_s: float = Field(default=DEFAULT_UPGRADE_TIMEOUT_S, ge=1, le=MAX_UPGRADE_TIMEOUT_S)
 
 
 class ExplainBody(_Strict):

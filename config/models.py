@@ -189,6 +189,7 @@ class ServeConfig(BaseSettings):
 
     drain_delay_s: float = _seconds("drain_delay_s", "keep accepting after SIGTERM, readiness already 503")
     shutdown_grace_s: float = _seconds("shutdown_grace_s", "for running requests to end after SIGTERM")
+    upgrade_grace_s: float = _seconds("upgrade_grace_s", "for running requests of the old daemon after an upgrade")
 
     health_path: Annotated[str, AfterValidator(_request_path)] = _key("health_path", "path of a worker's health probe")
     health_interval_s: float = _seconds("health_interval_s", "between probes of a healthy worker", least=0.1)

@@ -22,7 +22,13 @@ from pointsman.daemon.errors import ConfigError, ConfigErrors
 
 ENV_PREFIX = "POINTSMAN_"
 OTHER_VARIABLES = frozenset(
-    {"POINTSMAN_ADMIN", "POINTSMAN_ADMIN_TOKEN", "POINTSMAN_ADMIN_TOKEN_FILE", "POINTSMAN_CONFIG"}
+    {
+        "POINTSMAN_ADMIN",
+        "POINTSMAN_ADMIN_TOKEN",
+        "POINTSMAN_ADMIN_TOKEN_FILE",
+        "POINTSMAN_CONFIG",
+        "POINTSMAN_HANDOVER_FD",
+    }
 )
 """Ours, but no settings of the daemon alone."""
 

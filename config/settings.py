@@ -107,6 +107,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # stopping
     drain_delay_s: float = 0.0
     shutdown_grace_s: float = 30.0
+    upgrade_grace_s: float = 1800.0
+    """nobody waits for the old daemon after an upgrade, so its streams have as long as a request may take"""
 
     # health probes
     health_path: str = "/health"

@@ -4,10 +4,17 @@ A message is JSON with at most one file descriptor (a sealed memfd with a snapsh
 means that the supervisor is gone: the child ends. Messages are few and small (a rollout, a stop), so no framing and
 no acknowledgement layer is needed: the kernel keeps packets whole and in order.
 
-    supervisor -> shard     load(generation, fd)  serve  drain
+    supervisor -> shard     load(generation, fd)  serve  drain  retire
     shard -> supervisor     ready  loaded(generation)  failed(generation, reason)
-    control -> supervisor   hello  ready  publish(generation, fd)
-    supervisor -> control   welcome(generation[, fd])  published(generation)  refused(generation, reason)  reload  drain
+    control -> supervisor   hello  standing_by  ready  publish(generation, fd)  upgrade(timeout_s)  yielded
+    supervisor -> control   welcome(generation[, fd], stands_by, floor)  published(generation)  reload  drain
+                            refused(generation, reason)  go(floor)  yield  upgraded(pid, version)
+                            upgrade_refused(reason)  upgrade_failed(reason)
+
+In an upgrade two supervisors talk in the same way (supervisor/handover.py):
+
+    new -> old   standing_by(pid, version, took)  serving  failed(reason)  stop(is_now)
+    old -> new   go(floor)  committed
 """
 
 from __future__ import annotations
@@ -25,6 +32,16 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str
     generation: int = 0
     reason: str = ""
+    timeout_s: float = 0.0
+    stands_by: bool = False
+    """Another daemon still owns the state directory and the admin sockets: get ready, and wait for `go`."""
+    floor: int = 0
+    """The generation that this daemon's clients have seen elsewhere: what is published next is above it."""
+    pid: int = 0
+    version: str = ""
+    took: tuple[str, ...] = ()
+    """Names of the listening sockets that the new daemon goes on with."""
+    is_now: bool = False
 
 
 _encoder = msgspec.json.Encoder()

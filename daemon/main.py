@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "show what the running gateway does",
     "workers": "list, add and remove workers; why requests go to one",
     "reload": "read the live files again",
+    "upgrade": "have the installed version take over from the running one, without losing a connection",
     "record": "write the live traffic as a trace",
     "replay": "try policies on a recorded trace",
     "store": "try a payload store, explain its codes",

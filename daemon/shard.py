@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import uvloop
@@ -39,6 +40,11 @@ from pointsman.daemon.telemetry.logs import log
 HEARTBEAT_S = 0.25
 SWEEP_S = 1.0
 DRAIN_POLL_S = 0.02
+CROSSING_S = 0.1
+"""while the daemon stops: how long a connection must have been idle to be closed"""
+RETIRED_IDLE_S = 5.0
+"""after an upgrade nobody waits: whoever asks again in this time is told `Connection: close` with the answer, and does
+not see the connection end while the next request is on its way"""
 GC_THRESHOLD = 20_000
 """a request makes no reference cycles; the collector is for the rare ones that errors leave"""
 
@@ -60,6 +66,10 @@ class Shard:
         self._channel = channel
         self._listening = listening
         self._servers: list[asyncio.Server] = []
+        self._shuts_listeners = False
+        self._ends_by = inf
+        """the moment when what still runs is cut, once something was said about it"""
+        self._idle_s = CROSSING_S
         self._stopped = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -102,7 +112,10 @@ class Shard:
             elif message.kind == "serve":
                 self._spawn(self._serve())
             elif message.kind == "drain":
-                self.drain()
+                self._shuts_listeners = not self._listening.outlives_us
+                self.drain(message.timeout_s)
+            elif message.kind == "retire":
+                self.retire(message.timeout_s)
 
     def _tell(self, message: Message) -> None:
         try:
@@ -148,32 +161,47 @@ class Shard:
 
     # --- stopping
 
-    def drain(self) -> None:
-        """Answers say `Connection: close` from now on; accept for `drain_delay_s`, then finish what runs."""
-        if not self.context.is_draining:
-            self.context.is_draining = True
-            self._spawn(self._drain())
+    def drain(self, grace_s: float = 0.0) -> None:
+        """Answers say `Connection: close` from now on; accept for `drain_delay_s`, then finish what runs.
 
-    async def _drain(self) -> None:
+        `grace_s`: 0 = `shutdown_grace_s`.
+        """
         settings = self.context.settings
-        deadline = time.monotonic() + settings.drain_delay_s + settings.shutdown_grace_s
-        if settings.drain_delay_s:
-            await asyncio.sleep(settings.drain_delay_s)
+        self._begin_drain(settings.drain_delay_s, grace_s or settings.shutdown_grace_s, CROSSING_S)
+        self.context.is_draining = True
+
+    def retire(self, grace_s: float) -> None:
+        """Another daemon accepts on the same sockets: as `drain`, without a delay and without being less ready.
+
+        May be said again, with less grace.
+        """
+        self._begin_drain(0.0, grace_s, CROSSING_S if self.context.is_retired else RETIRED_IDLE_S)
+        self.context.is_retired = True
+
+    def _begin_drain(self, delay_s: float, grace_s: float, idle_s: float) -> None:
+        self._ends_by = min(self._ends_by, time.monotonic() + delay_s + grace_s)
+        self._idle_s = idle_s
+        if not (self.context.is_draining or self.context.is_retired):
+            self._spawn(self._drain(delay_s))
+
+    async def _drain(self, delay_s: float) -> None:
+        if delay_s:
+            await asyncio.sleep(delay_s)
         for _ in range(2):  # let the loop accept what already waits in the queue
             await asyncio.sleep(0)
         self._stop_accepting()
         await asyncio.sleep(0)
         while self.context.connections:
             for connection in list(self.context.connections):
-                connection.close_if_idle(self.context.now())
-            if time.monotonic() > deadline:
+                connection.close_if_idle(self.context.now(), self._idle_s)
+            if time.monotonic() > self._ends_by:
                 await self._cut_all()
                 break
             await asyncio.sleep(DRAIN_POLL_S)
         self._stopped.set()
 
     def _stop_accepting(self) -> None:
-        if self._servers and self.segment.is_draining and not self._listening.outlives_us:
+        if self._servers and self._shuts_listeners:
             # The supervisor holds these sockets too: merely closed, they would let clients connect and hang.
             for sock in self._listening.sockets:
                 sock.shutdown(socket.SHUT_RDWR)

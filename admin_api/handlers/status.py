@@ -29,6 +29,7 @@ GET    /decisions             ?limit=50  ?worker=ID: the newest routed requests
 GET    /decisions/REQUEST-ID  one of them, with its explanation where it was kept
 GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
+POST   /upgrade               {{"timeout_s": 30}}: the installed version takes over; answered when it has, or could not
 POST   /record                {{"minutes": 10}}: the traffic as lines of a trace (lengths, times, hashes; no text)
 DELETE /record                end that early
 GET    /get_loads             the engines' own words about their load

@@ -45,9 +45,18 @@ class AdminClient:
     def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
         self._endpoints = endpoints
 
-    def ask(self, method: str, path: str, body: object = None, *, accept: tuple[int, ...] = ()) -> Answer:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        accept: tuple[int, ...] = (),
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Answer:
         """Raises Unreachable; Refused for an error status that is not in `accept`."""
         endpoint, connection = self._connect()
+        connection.sock.settimeout(timeout_s)
         try:
             answer = _exchange(endpoint, connection, method, path, body)
         finally:
@@ -88,7 +97,7 @@ def _exchange(
     try:
         return _read(endpoint, _send(endpoint, connection, method, path, body))
     except TimeoutError:
-        raise Unreachable(f"{endpoint.address} did not answer within {ANSWER_TIMEOUT_S:g} s") from None
+        raise Unreachable(f"{endpoint.address} did not answer within {connection.timeout:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(f"{endpoint.address} broke off: {_reason(error)}") from None
 

@@ -37,4 +37,5 @@ def _print_accepted(config: dict[str, Any]) -> None:
     for warning in config["warnings"]:
         print(f"warning: {plain(warning)}", file=sys.stderr)
     if config["pending_restart"]:
-        print(f"needs a restart: {', '.join(config['pending_restart'])}", file=sys.stderr)
+        keys = ", ".join(config["pending_restart"])
+        print(f"needs a restart: {keys} (pointsman upgrade applies them)", file=sys.stderr)

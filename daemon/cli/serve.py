@@ -13,8 +13,9 @@ from pointsman.config.settings import Settings, encode
 from pointsman.daemon import leash
 from pointsman.daemon.cli import serve_flags
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, ConfigErrors
-from pointsman.daemon.interpreter import interpreter_flags
+from pointsman.daemon.interpreter import interpreter_flags, own_command
 from pointsman.daemon.routing.checking import FileCheck
+from pointsman.daemon.supervisor import handover
 
 
 def run(argv: list[str]) -> int:
@@ -30,6 +31,7 @@ def run(argv: list[str]) -> int:
     except ConfigErrors as error:
         for defect in error.errors:
             _say(str(defect))
+        handover.refuse(os.environ, str(error))
         return EXIT_USAGE if all(defect.source.startswith("--") for defect in error.errors) else EXIT_CONFIG
     return hand_over(settings)
 
@@ -64,7 +66,7 @@ def hand_over(settings: Settings) -> NoReturn:
     os.set_inheritable(fd, True)
     sys.stdout.flush()
     sys.stderr.flush()
-    arguments = ["-m", "pointsman.daemon.supervisor", "--settings-fd", str(fd)]
+    arguments = ["-m", "pointsman.daemon.supervisor", "--settings-fd", str(fd), "--command", *own_command()]
     os.execv(sys.executable, [sys.executable, *interpreter_flags(), *arguments])
 
 

@@ -63,7 +63,8 @@ def _figures(status: dict[str, Any], now: float) -> str:
     lines += [f"{'':15}{kind}: {plain(path)}" for kind, path in config["source"].items() if path]
     lines += [f"{'':15}{paint('warning:', 'yellow')} {plain(warning)}" for warning in config["warnings"]]
     if config["pending_restart"]:
-        lines.append(f"{'':15}{paint('restart needed for:', 'yellow')} {', '.join(config['pending_restart'])}")
+        keys = ", ".join(config["pending_restart"])
+        lines.append(f"{'':15}{paint('restart needed for:', 'yellow')} {keys} (pointsman upgrade applies them)")
     lines.append(
         f"requests       {status['in_flight']} in flight, {status['connections']} connections, "
         f"{size(status['buffered_bytes'])} buffered"

@@ -55,7 +55,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
         inherited = _inherit(arguments)
         set_level(inherited.settings.log_level)
         state = WorkerState(Path(inherited.settings.state_dir))
-        state.lock()
         code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(inherited, state))
     except Exception as error:  # noqa: BLE001 - tell the supervisor that trying again is useless
         log("control_boot_failed", level="error", reason=str(error) or repr(error))

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from pointsman.admin_api.app import build_app
 from pointsman.admin_api.auth import AdminAuth, BearerTokens, Trusting
+from pointsman.admin_api.changes import Changes
 from pointsman.admin_api.ports import ControlPort
 from pointsman.admin_api.server import AdminRunner
 from pointsman.admin_api.tokens import open_tokens
@@ -22,30 +23,38 @@ class AdminServers:
     def __init__(self, runners: Sequence[web.AppRunner]) -> None:
         self._runners = runners
 
+    async def close_doors(self) -> None:
+        """Who connects from now on waits for another process; requests under way go on."""
+        for runner in self._runners:
+            for site in list(runner.sites):
+                await site.stop()
+
     async def stop(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
 
 
-async def serve(port: ControlPort, settings: Settings, sockets: Sequence[socket.socket]) -> AdminServers:
+async def serve(
+    port: ControlPort, settings: Settings, sockets: Sequence[socket.socket], changes: Changes
+) -> AdminServers:
     """Raises ConfigErrors when TCP needs a token and there is none."""
     runners: list[web.AppRunner] = []
     local = [sock for sock in sockets if sock.family == socket.AF_UNIX]
     remote = [sock for sock in sockets if sock.family != socket.AF_UNIX]
     if local:
-        runners.append(await _serve(port, Trusting(), local, ()))
+        runners.append(await _serve(port, Trusting(), local, (), changes))
     if remote:
         auth = BearerTokens(open_tokens(settings)) if settings.admin_auth else Trusting()
         names = [where for where in settings.admin_listen if not where.startswith("unix:")]
-        runners.append(await _serve(port, auth, remote, names))
+        runners.append(await _serve(port, auth, remote, names, changes))
     return AdminServers(runners)
 
 
 async def _serve(
-    port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket], names: Sequence[str]
+    port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket], names: Sequence[str], changes: Changes
 ) -> web.AppRunner:
     """`names`: HOST:PORT as configured; a request by that name is as much ours as one by address."""
-    runner = AdminRunner(build_app(port, auth=auth, host_names=names), shutdown_timeout=SHUTDOWN_S)
+    runner = AdminRunner(build_app(port, auth=auth, host_names=names, changes=changes), shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock).start()

@@ -1,4 +1,9 @@
-"""Puts control together, runs it until it is told to end, and takes it apart."""
+"""Puts control together, runs it until it is told to end, and takes it apart.
+
+In an upgrade two of them overlap, but only one writes to the state directory and answers the admin API. The new one
+stands by until the other has yielded: all is read, the workers are asked, a generation is published to its own shards.
+Then it takes the lock, reads again what the other one may have written meanwhile, and opens the admin API.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,12 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from pointsman.admin_api.changes import Changes
 from pointsman.config import snapshot as codec
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import Snapshot
@@ -30,6 +37,7 @@ from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
+from pointsman.daemon.control.upgrading import Upgrader
 from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE, PointsmanError
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm.routing_state import RoutingState
@@ -45,6 +53,8 @@ from pointsman.daemon.workers.state import WorkerState
 PULSE_S = 0.1
 """heartbeat, and the prober's turn; one timer for both, because an idle daemon's cost is its wake-ups"""
 WELCOME_S = 10.0
+FINISH_CHANGES_S = 4.0
+"""for changes under way when another daemon takes over"""
 FIRST_PROBES_S = 2.0
 """how long a start waits for workers that do not answer"""
 
@@ -64,6 +74,26 @@ class Inherited:
     """listening already, in the order of `settings.admin_listen`"""
 
 
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the supervisor says first."""
+
+    last: Snapshot | None
+    """The snapshot that it holds; None at a first start."""
+    stands_by: bool
+    floor: int
+
+    @classmethod
+    def read(cls, message: Message, fd: int | None) -> Welcome:
+        last = None
+        if fd is not None:
+            try:
+                last = codec.decode(leash.read_all(fd))
+            finally:
+                os.close(fd)
+        return cls(last, message.stands_by, message.floor)
+
+
 class Control:
     def __init__(self, inherited: Inherited, state: WorkerState) -> None:
         self._settings = inherited.settings
@@ -77,6 +107,8 @@ class Control:
         self._vital = Tasks()
         """what runs until the end"""
         self._is_probing = False
+        self._changes = Changes()
+        self._has_yielded = False
         self._ended = asyncio.Event()
         self._is_filled = asyncio.Event()
         """from here on a reload finds what it changes, and somebody who publishes it"""
@@ -90,9 +122,11 @@ class Control:
         self._channel.open()
         client = ProbeClient.open(self._settings.health_timeout_s)
         try:
-            last = await self._greet()
-            service = self._assemble(last, client)
-            await self._start(service, last)
+            welcome = await self._greet()
+            if not welcome.stands_by:
+                await self._own_state()
+            service = self._assemble(welcome.last, client)
+            await self._start(service, welcome)
             return await self._until_end()
         finally:
             await self._background.stop()
@@ -101,22 +135,19 @@ class Control:
 
     # --- start
 
-    async def _greet(self) -> Snapshot | None:
-        """What the supervisor holds: the last snapshot, None at a first start."""
-        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._channel.on("welcome", lambda _message, fd: answer.set_result(fd))
+    async def _greet(self) -> Welcome:
+        answer: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._channel.on("welcome", lambda message, fd: answer.set_result(Welcome.read(message, fd)))
         self._channel.send(Message("hello"))
         try:
             async with asyncio.timeout(WELCOME_S):
-                fd = await answer
+                return await answer
         except TimeoutError:
             raise BootError(f"no welcome from the supervisor within {WELCOME_S:g} s") from None
-        if fd is None:
-            return None
-        try:
-            return codec.decode(leash.read_all(fd))
-        finally:
-            os.close(fd)
+
+    async def _own_state(self) -> None:
+        """Raises StateError when another daemon has it."""
+        await asyncio.to_thread(self._state.lock)
 
     def _assemble(self, last: Snapshot | None, client: ProbeClient) -> ControlService:
         settings, segment = self._settings, self._segment
@@ -153,13 +184,17 @@ class Control:
             Explainer(self._routing, lambda: publisher.current),
             Decisions(self._routing, lambda: publisher.current.workers),
             Fanning(catalog, client, self._residency.forget),
+            Upgrader(self._channel, segment, settings, self._upgrade_over),
         )
 
     def _own_ports(self) -> frozenset[int]:
         names = [sock.getsockname() for sock in self._admin_sockets if sock.family != socket.AF_UNIX]
         return frozenset({self._settings.port, *(name[1] for name in names)})
 
-    async def _start(self, service: ControlService, last: Snapshot | None) -> None:
+    async def _start(self, service: ControlService, welcome: Welcome) -> None:
+        last = welcome.last
+        go: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._channel.on("go", lambda message, _: go.set_result(message.floor))
         # The watch first: what is edited while the files are read is read again.
         self._background.keep("watch", self._watch)
         await asyncio.sleep(0)
@@ -172,12 +207,24 @@ class Control:
         self._prober.track(self._registry.live())
         self._is_filled.set()
         await self._publish_first()
-        if last is None:
+        if last is None or welcome.stands_by:  # the segment knows of no worker whether it is up
             await self._prober.ask_all(min(FIRST_PROBES_S, self._settings.health_timeout_s))
         self._is_probing = True
         self._background.keep("slots", self._drainer.run)
         self._background.keep("prefix index", self._residency.run)
-        self._servers = await admin.serve(service, self._settings, self._admin_sockets)
+        floor = welcome.floor
+        if welcome.stands_by:
+            self._channel.send(Message("standing_by"))
+            floor = await go
+            await self._own_state()
+        self._publisher.outrun(floor)
+        if welcome.stands_by:
+            changes = await restore.declare_stored(self._registry, self._locator, self._state)
+            with suppress(NotPublished):  # tried again below
+                await service.catalog.settle(changes)
+        await self._publish_first()
+        self._servers = await admin.serve(service, self._settings, self._admin_sockets, self._changes)
+        self._channel.on("yield", lambda *_: self._vital.spawn("yield", self._yield()))
         self._channel.send(Message("ready"))
         log("control_ready", generation=self._publisher.current.generation, workers=len(self._registry.live()))
 
@@ -248,6 +295,20 @@ class Control:
         self._publisher.stop()
         self._stop_watching.set()
         await self._background.stop()
+
+    async def _yield(self) -> None:
+        """Another daemon takes over: it may write, and answer, from the moment when this is done."""
+        await self._changes.close(FINISH_CHANGES_S)
+        await self._drain()
+        await self._servers.close_doors()
+        self._state.unlock()
+        self._has_yielded = True
+        self._channel.send(Message("yielded"))
+
+    def _upgrade_over(self) -> None:
+        """Done or not: without state and sockets there is nothing left to do here."""
+        if self._has_yielded:
+            self._ended.set()
 
     async def _until_end(self) -> int:
         """SIGTERM, or background work that fails again and again."""

@@ -58,6 +58,7 @@ class Publisher:
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._is_stopped = False
+        self._floor = 0
         self._sent: dict[int, Snapshot] = {}
         """not answered yet; more than one only after a missed deadline"""
         self._answer: asyncio.Future[str | None] | None = None
@@ -90,6 +91,12 @@ class Publisher:
             else:
                 _settle(waiters, None)
 
+    def outrun(self, generation: int) -> None:
+        """Clients have seen that one, from another daemon: the next is above it, and comes even if nothing changed."""
+        if generation >= self.current.generation:
+            self._floor = generation
+            self._number = max(self._number, generation)
+
     def stop(self) -> None:
         """Whoever still waits is told so."""
         self._is_stopped = True
@@ -97,7 +104,7 @@ class Publisher:
 
     async def _roll_out(self) -> None:
         wanted = self._compile()
-        if self.current.generation and is_same_content(wanted, self.current):
+        if self.current.generation > self._floor and is_same_content(wanted, self.current):
             return
         self._number = max(self._number, self._segment.generation) + 1
         is_alone = not self._sent

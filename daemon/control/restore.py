@@ -13,7 +13,7 @@ from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.address import parse
 from pointsman.daemon.workers.locate import Locator, Wanted, declared
-from pointsman.daemon.workers.registry import Candidate, Registry, SlotsExhausted
+from pointsman.daemon.workers.registry import Candidate, Changes, Registry, SlotsExhausted
 from pointsman.daemon.workers.state import WorkerState
 
 
@@ -29,7 +29,7 @@ async def fill(
     """Raises ConfigErrors (at a first start only: later, what was good before stays in force) or StateError."""
     registry.remember(last.workers if last else ())
     try:
-        await _declare_stored(registry, locator, state)
+        await declare_stored(registry, locator, state)
         await _declare_flags(settings, registry, locator, is_first=last is None)
     except SlotsExhausted as error:
         raise ConfigErrors([ConfigError("--max-workers", str(error))]) from None
@@ -43,11 +43,12 @@ async def fill(
     _adopt_orphans(segment, registry)
 
 
-async def _declare_stored(registry: Registry, locator: Locator, state: WorkerState) -> None:
+async def declare_stored(registry: Registry, locator: Locator, state: WorkerState) -> Changes:
+    """Raises SlotsExhausted or StateError."""
     located = await locator.locate([Wanted(one.worker, one.id, one.address) for one in state.load()])
     for worker, reason in located.refused:
         log("worker_dropped", level="error", worker=worker.url, source="api", reason=reason)
-    registry.declare("api", located.candidates)
+    return registry.declare("api", located.candidates)
 
 
 async def _declare_flags(settings: Settings, registry: Registry, locator: Locator, *, is_first: bool) -> None:

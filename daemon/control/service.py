@@ -15,6 +15,7 @@ from pointsman.admin_api.ports import (
     FanoutView,
     LoadsView,
     StatusView,
+    UpgradeView,
     WorkerPatch,
     WorkerRequest,
     WorkerView,
@@ -31,6 +32,7 @@ from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
+from pointsman.daemon.control.upgrading import Upgrader
 from pointsman.daemon.control.views import Clock, process_views
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at
@@ -56,6 +58,7 @@ class ControlService:
     explainer: Explainer
     routed: Decisions
     fanning: Fanning
+    upgrader: Upgrader
 
     @property
     def segment(self) -> Segment:
@@ -142,6 +145,9 @@ class ControlService:
             lock_timeouts=segment.lock_timeouts,
             lock_recoveries=segment.lock_recoveries,
         )
+
+    async def upgrade(self, timeout_s: float) -> UpgradeView:
+        return await self.upgrader.run(timeout_s)
 
     def metrics(self) -> bytes:
         info = DaemonInfo(

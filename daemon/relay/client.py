@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
 
 MAX_PIPELINED = 16
-CROSSING_S = 0.1
-"""while the daemon stops: how long a connection must have been idle to be closed"""
 LINGER_S = 5.0
 """how long a refused client's rest is read and thrown away, so that it can read why (a reset would eat the answer)"""
 
@@ -388,9 +386,9 @@ class ClientConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         return self.exchange is None and self._request is None and not self._queue
 
-    def close_if_idle(self, now: float) -> None:
+    def close_if_idle(self, now: float, idle_s: float) -> None:
         """The next request of a client that was answered a moment ago may be on its way: it is waited for."""
-        if self.is_idle and not self.is_closed and now - self._reading_since > CROSSING_S:
+        if self.is_idle and not self.is_closed and now - self._reading_since > idle_s:
             self.transport.close()
 
     def check_deadlines(self, now: float) -> None:

@@ -57,6 +57,8 @@ class ShardContext:
         self.upstreams = UpstreamPools(self)
         self.is_draining = False
         """This shard alone was told to stop (the whole daemon's drain is in the segment)."""
+        self.is_retired = False
+        """Another daemon accepts on the same sockets."""
         self._tables = tables
         self._table = tables(0)
         self.next_sample = 0.0 if settings.decision_sample_interval_s else inf
@@ -77,8 +79,12 @@ class ShardContext:
         return self._table
 
     @property
-    def closes_connections(self) -> bool:
+    def is_stopping(self) -> bool:
         return self.is_draining or self.cells[at.H_PHASE] != at.PHASE_RUNNING
+
+    @property
+    def closes_connections(self) -> bool:
+        return self.is_retired or self.is_stopping
 
     # --- explanations
 

@@ -1,14 +1,11 @@
-"""`python -m pointsman.daemon.supervisor --settings-fd N`: what `pointsman serve` becomes with its settings read."""
+"""`python -m pointsman.daemon.supervisor --settings-fd N --command …`: what `pointsman serve` becomes."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
-from dataclasses import dataclass
-
-import msgspec
+from collections.abc import Sequence
 
 from pointsman.config import settings as settings_codec
 from pointsman.config.settings import Settings
@@ -17,47 +14,29 @@ from pointsman.daemon.errors import EXIT_UNAVAILABLE
 from pointsman.daemon.shm.native import name_process
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.supervisor import listeners
-from pointsman.daemon.supervisor.arbiter import Arbiter
+from pointsman.daemon.supervisor import handover, listeners
+from pointsman.daemon.supervisor.arbiter import Arbiter, Estate
 from pointsman.daemon.supervisor.children import Child
+from pointsman.daemon.supervisor.doors import Doors, open_doors
+from pointsman.daemon.supervisor.handover import Handover, HandoverError, Predecessor
+from pointsman.daemon.supervisor.listeners import ListenError
 from pointsman.daemon.supervisor.notify import Notifier
 
 
-@dataclass(frozen=True, slots=True)
-class _Listeners:
-    """Of the data port."""
-
-    by_shard: tuple[tuple[socket.socket, ...], ...]
-    are_inherited: bool
-
-    @property
-    def first(self) -> socket.socket:
-        return self.by_shard[0][0]
-
-
-def _listeners(settings: Settings) -> _Listeners:
-    """systemd's sockets if it passes any, for all shards; else one of our own for each. Raises ListenError."""
-    inherited = tuple(listeners.inherited_sockets())
-    if inherited:
-        return _Listeners((inherited,) * settings.shards, are_inherited=True)
-    own = listeners.data_sockets(settings.host, settings.port, settings.shards, settings.backlog)
-    return _Listeners(tuple((sock,) for sock in own), are_inherited=False)
-
-
-def _shard(index: int, state: RoutingState, settings_fd: int, data: _Listeners) -> Child:
+def _shard(index: int, shards: int, state: RoutingState, settings_fd: int, doors: Doors) -> Child:
     segment = state.segment
-    listen_fds = [sock.fileno() for sock in data.by_shard[index]]
+    listen_fds = [sock.fileno() for sock in doors.of_shard(index, shards)]
     fds = (settings_fd, segment.fd, state.index.fd, *listen_fds)
     arguments = ["-m", "pointsman.daemon.shard", "--index", str(index), "--settings-fd", str(settings_fd)]
     arguments += ["--segment-fd", str(segment.fd), "--prefix-fd", str(state.index.fd)]
     arguments += ["--listen-fds", ",".join(map(str, listen_fds))]
-    arguments += ["--listeners-outlive-us"] if data.are_inherited else []
+    arguments += ["--listeners-outlive-us"] if doors.is_socket_activated else []
     return Child(f"shard {index}", index, segment, arguments, fds)
 
 
-def _control(state: RoutingState, settings_fd: int, sockets: list[socket.socket]) -> Child:
+def _control(state: RoutingState, settings_fd: int, doors: Doors) -> Child:
     segment, index_fd = state.segment, state.index.fd
-    admin_fds = [sock.fileno() for sock in sockets]
+    admin_fds = [sock.fileno() for sock in doors.admin.values()]
     arguments = ["-m", "pointsman.daemon.control", "--settings-fd", str(settings_fd)]
     arguments += ["--segment-fd", str(segment.fd), "--prefix-fd", str(index_fd)]
     arguments += ["--admin-fds", ",".join(map(str, admin_fds))]
@@ -71,48 +50,53 @@ def _state(settings: Settings) -> RoutingState:
     return RoutingState.create(segment, size, settings.max_tree_size)
 
 
-def _bound(settings: Settings, data: _Listeners, admin: list[socket.socket]) -> Settings:
-    """The settings with the ports that were really bound (0 asks for any); names stay as they were given."""
-    listen = tuple(map(listeners.with_bound_port, settings.admin_listen, admin))
-    address, port = data.first.getsockname()[:2]
-    host = address if data.are_inherited else settings.host
-    return msgspec.structs.replace(settings, host=host, port=port, admin_listen=listen)
-
-
-def run(settings: Settings) -> int:
-    admin: list[socket.socket] = []
+def run(settings: Settings, command: Sequence[str]) -> int:
+    """`command` starts this daemon again, for an upgrade; empty when it is not known."""
     try:
-        data = _listeners(settings)
-        admin += (listeners.admin_socket(where) for where in settings.admin_listen)
-    except listeners.ListenError as error:
-        print(f"pointsman: {error}", file=sys.stderr)
-        listeners.remove_unix_sockets(settings.admin_listen[: len(admin)])
-        return EXIT_UNAVAILABLE
-    settings = _bound(settings, data, admin)
-    settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))
+        heritage = handover.read(os.environ)
+        doors = open_doors(settings, heritage)
+    except (HandoverError, ListenError) as error:
+        return _not_started(str(error))
     try:
-        state = _state(settings)
+        arbiter = _arbiter(doors.bound(settings), doors, heritage, command)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"pointsman: prefix_index_mib = {settings.prefix_index_mib}: {error}", file=sys.stderr)
-        listeners.remove_unix_sockets(settings.admin_listen)
-        return EXIT_UNAVAILABLE
-    shards = [_shard(index, state, settings_fd, data) for index in range(settings.shards)]
-    control = _control(state, settings_fd, admin)
-    arbiter = Arbiter(settings, state, shards, control, Notifier(), listeners.describe(data.first))
+        doors.remove_files()
+        return _not_started(f"prefix_index_mib = {settings.prefix_index_mib}: {error}")
     try:
         return arbiter.run()
     finally:
-        listeners.remove_unix_sockets(settings.admin_listen)
+        doors.remove_files()
+
+
+def _not_started(reason: str) -> int:
+    print(f"pointsman: {reason}", file=sys.stderr)
+    handover.refuse(os.environ, reason)
+    return EXIT_UNAVAILABLE
+
+
+def _arbiter(settings: Settings, doors: Doors, heritage: Handover | None, command: Sequence[str]) -> Arbiter:
+    """Raises as `_state` does."""
+    state = _state(settings)
+    settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))
+    shards = [_shard(index, settings.shards, state, settings_fd, doors) for index in range(settings.shards)]
+    control = _control(state, settings_fd, doors)
+    listen = listeners.describe(doors.data[0])
+    arbiter = Arbiter(settings, state, shards, control, Notifier(), listen, Estate(doors, command))
+    if heritage is not None:
+        del os.environ[handover.VARIABLE]
+        arbiter.follow(Predecessor(heritage), handover.inherited_generation(heritage, settings))
+    return arbiter
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pointsman.daemon.supervisor")
     parser.add_argument("--settings-fd", type=int, required=True)
-    fd = parser.parse_args(argv).settings_fd
-    settings = settings_codec.decode(leash.read_all(fd))
-    os.close(fd)
+    parser.add_argument("--command", nargs=argparse.REMAINDER, default=[])
+    arguments = parser.parse_args(argv)
+    settings = settings_codec.decode(leash.read_all(arguments.settings_fd))
+    os.close(arguments.settings_fd)
     name_process("pointsman")
-    return run(settings)
+    return run(settings, arguments.command)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ stopped (Ctrl-Z, a frozen cgroup, a paused machine), or starved: the others firs
 
 Stopping: the phase in the segment turns readiness and keep-alive off everywhere at once, shards finish what runs,
 control goes last; a second signal, or the end of the grace, kills. Children that outlive us are killed by the kernel.
+
+Upgrades: see handover.py. A daemon that hands over retires: as a stop, but readiness stays as it is (another daemon
+answers for the same port), and nobody waits for its end. A daemon that takes over is on probation until the other one
+says that it is the one: nothing is told to systemd, and the end of either ends it without a trace.
 """
 
 from __future__ import annotations
@@ -35,8 +39,11 @@ from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.supervisor.children import HEARTBEAT_LIMIT_S, Child
+from pointsman.daemon.supervisor.doors import DATA, Doors
+from pointsman.daemon.supervisor.handover import Predecessor
 from pointsman.daemon.supervisor.notify import Notifier
 from pointsman.daemon.supervisor.rollout import Rollout
+from pointsman.daemon.supervisor.succession import Following, Leaving
 from pointsman.daemon.telemetry.logs import log
 
 TURN_S = 0.2
@@ -86,6 +93,8 @@ class Stop:
     started: float = 0.0
     is_asked: bool = False
     is_now: bool = False
+    is_retiring: bool = False
+    """After an upgrade: there is time."""
     shards_gone: float = 0.0
 
 
@@ -97,6 +106,14 @@ class _Signals:
     reload: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """What another daemon could go on with, and how it would be started."""
+
+    doors: Doors
+    command: Sequence[str]
+
+
 class Arbiter:
     def __init__(
         self,
@@ -106,6 +123,7 @@ class Arbiter:
         control: Child,
         notifier: Notifier,
         listen: str,
+        estate: Estate,
     ) -> None:
         self._settings = settings
         self._state = state
@@ -122,15 +140,27 @@ class Arbiter:
         self._stop = Stop()
         self._signals = _Signals()
         self._selector = selectors.DefaultSelector()
+        self._doors = estate.doors
+        self._leaving = Leaving(self, estate.doors, estate.command, notifier, self._selector)
+        self._following: Following | None = None
         self._was_ready = False
         self._control_was_ready = False
         self._control_waits = False
         """control said hello while a rollout was under way"""
+        self._control_stands_by = False
         self._next_watchdog = 0.0
         self._last_turn = time.monotonic()
         self._patient_until = 0.0
         self._unclaimed: set[int] = set()
         """dead shards whose bookings a stopped process keeps from us"""
+
+    def follow(self, predecessor: Predecessor, generation: tuple[int, bytes] | None) -> None:
+        """Before `run`: begin on probation, with the generation (number, snapshot) of the daemon before us."""
+        self._following = Following(self, self._doors, predecessor, self._selector)
+        if generation is not None:
+            number, snapshot = generation
+            self._published.fd = leash.sealed_memfd("pointsman-snapshot", snapshot)
+            self._segment.make_current(number)
 
     # --- the loop
 
@@ -149,7 +179,8 @@ class Arbiter:
             else:
                 self._start_missing(now)
             self._advance_rollout(now)
-            self._tell_systemd(now)
+            self._leaving.advance(now)
+            self._tell(now)
             for key, _ in self._selector.select(TURN_S):
                 self._read(key)
         log("stopped", exit_code=self._stop.exit_code)
@@ -181,11 +212,18 @@ class Arbiter:
             self._begin_reload(now)
         if signals.stop >= 1 and not self._stop.is_asked:
             self._begin_stop(now, EXIT_OK, "signal")
+        if signals.stop >= 1 and self._stop.is_retiring:
+            self.hurry(is_now=False)
         if signals.stop >= 2 and not self._stop.is_now:
-            log("stopping_now", level="warning")
-            self._stop.is_now = True
-            for child in self._children:
-                child.kill()
+            self._stop_now()
+
+    def _stop_now(self) -> None:
+        log("stopping_now", level="warning")
+        self._stop.is_now = True
+        if self._following is not None:
+            self._following.stop(is_now=True)
+        for child in self._children:
+            child.kill()
 
     @property
     def _children(self) -> list[Child]:
@@ -210,11 +248,11 @@ class Arbiter:
         if child is not self._control:
             lost = self._segment.reclaim_shard(child.index)
             self._unclaimed.add(child.index)
-        if self._stop.is_asked:
+        if self._stop.is_asked or (child is self._control and self._leaving.holds_control):
             return
         log("process_died", level="error", process=child.name, exit_code=code, was_ready=was_ready, requests_lost=lost)
         if child is self._control:
-            self._control_waits = False
+            self._control_waits = self._control_stands_by = False
             self._control_died(code, now)
         elif code == EXIT_BOOT_FAILED:
             self._begin_stop(now, EXIT_SOFTWARE, f"{child.name} cannot boot")
@@ -245,6 +283,8 @@ class Arbiter:
     def _start_missing(self, now: float) -> None:
         for child in self._children:
             if child.is_running or now < child.restart_at:
+                continue
+            if child is self._control and self._leaving.holds_control:
                 continue
             if child.index in self._unclaimed and not self._reclaim(child.index):
                 continue
@@ -282,7 +322,10 @@ class Arbiter:
             except BlockingIOError:
                 return
             return
-        child: Child = key.data
+        if not isinstance(key.data, Child):
+            key.data()
+            return
+        child = key.data
         while child.channel is not None:
             try:
                 message, fd = leash.receive(child.channel)
@@ -314,9 +357,15 @@ class Arbiter:
             self._publish(message.generation, fd)
         elif message.kind == "hello":
             self._control_waits = True
+        elif message.kind == "standing_by":
+            self._control_stands_by = True
         elif message.kind == "ready":
             self._control.ready()
             self._open_the_doors()
+        elif message.kind == "upgrade":
+            self._begin_upgrade(message.timeout_s)
+        elif message.kind == "yielded":
+            self._leaving.control_yielded()
 
     def _open_the_doors(self) -> None:
         """Once control has seen the workers: whoever waits in the queues since before a restart is not told that
@@ -346,8 +395,10 @@ class Arbiter:
             self._decide(rollout, now)
         if self._control_waits and self._published.rollout is None:
             self._control_waits = False
-            fd = self._published.fd
-            self._control.tell(Message("welcome", self._segment.generation), fd if fd >= 0 else None)
+            fd, following = self._published.fd, self._following
+            stands_by, floor = (following.stands_by, following.floor) if following else (False, 0)
+            message = Message("welcome", self._segment.generation, stands_by=stands_by, floor=floor)
+            self._control.tell(message, fd if fd >= 0 else None)
 
     def _decide(self, rollout: Rollout, now: float) -> None:
         if rollout.refusal is not None:
@@ -368,6 +419,12 @@ class Arbiter:
     # --- stopping
 
     def _begin_stop(self, now: float, exit_code: int, reason: str) -> None:
+        if self._following is not None:
+            if self._following.is_on_probation:
+                self.abandon(reason)
+                return
+            self._following.stop(is_now=False)
+        self._leaving.abort(now, "the daemon is stopping")
         stop = self._stop
         stop.is_asked, stop.started, stop.exit_code = True, now, exit_code
         log("stopping", level="info" if exit_code == EXIT_OK else "error", reason=reason)
@@ -387,7 +444,7 @@ class Arbiter:
                     shard.kill()
             return False
         if not self._control.is_running:
-            return True
+            return not self._waits_for_predecessor(now)
         if not stop.shards_gone:
             stop.shards_gone = now
             self._control.kill(signal.SIGTERM)
@@ -395,23 +452,113 @@ class Arbiter:
             self._control.kill()
         return False
 
+    def _waits_for_predecessor(self, now: float) -> bool:
+        """Whoever stops us would take its end for that of all, and cut the streams of the daemon before us."""
+        following = self._following
+        if following is None or following.is_gone or following.is_on_probation:
+            return False
+        return now - self._stop.started <= self._grace_s + KILL_MARGIN_S
+
     @property
     def _grace_s(self) -> float:
         """From the signal to the moment when shards that still run are killed."""
-        return self._settings.drain_delay_s + self._settings.shutdown_grace_s + KILL_MARGIN_S
+        settings = self._settings
+        grace_s = settings.upgrade_grace_s if self._stop.is_retiring else settings.shutdown_grace_s
+        return settings.drain_delay_s + grace_s + KILL_MARGIN_S
+
+    # --- upgrades (succession.Daemon)
+
+    def _begin_upgrade(self, timeout_s: float) -> None:
+        if self._stop.is_asked or not self._was_ready:
+            state = "stopping" if self._stop.is_asked else "starting"
+            self._control.tell(Message("upgrade_refused", reason=f"the daemon is {state}"))
+        else:
+            self._leaving.begin(time.monotonic(), timeout_s)
+
+    @property
+    def generation(self) -> int:
+        return self._segment.generation
+
+    @property
+    def snapshot_fd(self) -> int:
+        return self._published.fd
+
+    @property
+    def is_rolling_out(self) -> bool:
+        return self._published.rollout is not None
+
+    @property
+    def is_control_running(self) -> bool:
+        return self._control.is_running
+
+    @property
+    def is_standing_by(self) -> bool:
+        generation = self._segment.generation
+        loaded = [self._segment.process(shard.index).loaded_generation for shard in self._shards]
+        return self._control_stands_by and not self.is_rolling_out and all(one >= generation for one in loaded)
+
+    @property
+    def is_ready(self) -> bool:
+        return all(child.is_ready for child in self._children)
+
+    def tell_control(self, message: Message) -> None:
+        self._control.tell(message)
+
+    def kill_control(self) -> None:
+        self._control.kill()
+
+    def retire(self, taken: set[str]) -> None:
+        stop, grace_s = self._stop, self._settings.upgrade_grace_s
+        stop.is_asked = stop.is_retiring = True
+        stop.started = time.monotonic()
+        # Without our data port clients are refused, as at any stop; with it they never notice.
+        message = Message("retire", timeout_s=grace_s) if DATA in taken else Message("drain", timeout_s=grace_s)
+        for shard in self._shards:
+            shard.draining()
+            shard.tell(message)
+            if not shard.is_ready:
+                shard.kill()
+        self._doors.leave(taken)
+
+    def hurry(self, *, is_now: bool) -> None:
+        if is_now and not self._stop.is_now:
+            self._stop_now()
+        if not self._stop.is_retiring:
+            return
+        self._stop.is_retiring = False
+        self._stop.started = time.monotonic()
+        log("retiring_faster", grace_s=self._settings.shutdown_grace_s)
+        if self._following is not None:
+            self._following.stop(is_now=False)
+        for shard in self._shards:
+            shard.tell(Message("retire", timeout_s=self._settings.shutdown_grace_s))
+
+    def abandon(self, reason: str) -> None:
+        if self._following is not None:
+            self._following.refuse(reason)
+        log("takeover_abandoned", level="error", reason=reason)
+        self._stop.is_asked, self._stop.exit_code = True, EXIT_SOFTWARE
+        for child in self._children:
+            child.kill()
 
     # --- telling
 
+    def _tell(self, now: float) -> None:
+        if self._following is not None and self._following.is_on_probation:
+            self._following.advance()
+        else:
+            self._tell_systemd(now)
+
     def _tell_systemd(self, now: float) -> None:
-        if not self._was_ready and all(child.is_ready for child in self._children):
-            self._was_ready = True
-            self._announce()
+        if not self._was_ready and self.is_ready:
+            self.announce()
         self._end_reload(now)
         self._notifier.follow(now, self._status)
         if is_well(self._shards, self._control, now, is_stopping=self._stop.is_asked):
             self._notifier.feed(now)
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        self._was_ready = True
         log(
             "ready",
             listen=self._listen,

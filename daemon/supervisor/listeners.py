@@ -1,7 +1,9 @@
 """Listening sockets: bound once, here, and inherited, so that no process of ours that dies takes a queue with it.
 
 One SO_REUSEPORT socket per shard spreads connections without a shared lock; closing one would reset what waits in its
-queue (measured: 29 of 60), hence none is closed before the daemon ends.
+queue (measured: 29 of 60), hence none is closed before the daemon ends. When an upgrade leaves fewer shards than
+sockets, emptying the surplus ones first would not do: until the very moment of its closing, the kernel gives each its
+share of the new connections. So they stay, and all shards accept on them beside their own.
 
 Sockets that systemd passes (socket activation) are systemd's: every shard accepts on each of them, and they are never
 shut down, so that what connects while the daemon restarts waits in their queues.
@@ -79,6 +81,21 @@ def data_sockets(host: str, port: int, count: int, backlog: int) -> list[socket.
     return sockets
 
 
+def more_data_sockets(first: socket.socket, count: int) -> list[socket.socket]:
+    """On the port of `first`, not listening yet: whoever accepts on them begins with that. Raises ListenError."""
+    address = first.getsockname()
+    host, port = address[:2]
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < count:
+            sockets.append(_bind(first.family, address, reuse_port=True))
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise _explain(error, host, port, "--port") from None
+    return sockets
+
+
 def inherited_sockets() -> list[socket.socket]:
     """What systemd passes for clients to connect to; none when it passes nothing. Raises ListenError.
 
@@ -90,11 +107,16 @@ def inherited_sockets() -> list[socket.socket]:
     return [_adopt(fd) for fd in range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))]
 
 
+def adopt(fd: int) -> socket.socket:
+    """A socket that was inherited, and is not for our children to inherit."""
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)
+
+
 def _adopt(fd: int) -> socket.socket:
     remedy = "(see ListenStream= in pointsman.socket)"
     try:
-        os.set_inheritable(fd, False)
-        sock = socket.socket(fileno=fd)
+        sock = adopt(fd)
         is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise ListenError(f"inherited descriptor {fd} is no socket: {error.strerror} {remedy}") from None

@@ -1,7 +1,7 @@
 """sd_notify: one datagram per state change to whoever started us, or to nobody.
 
 The order that systemd expects: READY, then any number of RELOADING … READY pairs, then STOPPING. STATUS and WATCHDOG
-may come at any time.
+may come at any time. In an upgrade the old supervisor's last word is MAINPID, the new one's first READY.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ class Notifier:
         address = os.environ.pop("NOTIFY_SOCKET", None)
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self._watchdog_s = _watchdog_interval_s()
+        self.environment: dict[str, str] = {}
+        """for another supervisor, which speaks from `hand_over` on"""
+        if address:
+            self.environment["NOTIFY_SOCKET"] = address
+        if self._watchdog_s:
+            self.environment["WATCHDOG_USEC"] = str(int(self._watchdog_s * 2_000_000))
         self._next_watchdog = 0.0
         self._status = ""
         self._next_status = 0.0
@@ -37,6 +43,11 @@ class Notifier:
     def stopping(self, within_s: float) -> None:
         """`within_s`: how long the stop may take. A TimeoutStopSec that is shorter gives way to it."""
         self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
+
+    def hand_over(self, pid: int) -> None:
+        """From now on that process speaks, and feeds the watchdog; nothing more is said here."""
+        self._send(f"MAINPID={pid}")
+        self._address = None
 
     def follow(self, now: float, status: Callable[[], str]) -> None:
         """Called often; once in STATUS_INTERVAL_S it looks, and sends the line for `systemctl status` if it changed."""

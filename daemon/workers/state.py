@@ -68,8 +68,16 @@ class WorkerState:
                 self._lock_fd = fd
                 return
 
+    def unlock(self) -> None:
+        """Another process may write from now on."""
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
     def load(self) -> tuple[StoredWorker, ...]:
-        """A file that cannot be understood is moved aside, never in the way of a start. Raises StateError."""
+        """A file that cannot be understood is moved aside, never in the way of a start. Raises StateError.
+
+        Without the lock it is somebody else's file: it is left alone, and the error says what is wrong with it.
+        """
         try:
             state = msgspec.json.decode(self.path.read_bytes(), type=_State)
         except FileNotFoundError:
@@ -102,6 +110,8 @@ class WorkerState:
             os.close(directory)
 
     def _move_aside(self, reason: str) -> None:
+        if self._lock_fd < 0:
+            raise StateError(f"{self.path} cannot be read by this version: {reason}")
         number = 1
         while (aside := self.path.with_name(f"{FILE_NAME}.corrupt-{number}")).exists():
             number += 1

@@ -19,6 +19,7 @@ from pointsman.admin_api.ports import (
     ProcessView,
     StatusView,
     TargetResult,
+    UpgradeView,
     WorkerPatch,
     WorkerRequest,
     WorkerView,
@@ -39,6 +40,9 @@ CONFIG = ConfigView(
     errors=(),
     warnings=(),
     pending_restart=(),
+)
+UPGRADED = UpgradeView(
+    version="2.0.0", pid=4343, previous_version="1.9.0", previous_pid=4242, in_flight=3, grace_s=1800.0, took_s=1.25
 )
 REFUSED_CONFIG = msgspec.structs.replace(
     CONFIG,
@@ -204,6 +208,10 @@ class FakeControlPort:
 
     def stop_recording(self) -> None:
         self._note("stop_recording")
+
+    async def upgrade(self, timeout_s: float) -> UpgradeView:
+        self._note("upgrade", timeout_s)
+        return UPGRADED
 
     def metrics(self) -> bytes:
         self._note("metrics")

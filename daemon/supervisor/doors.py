@@ -1,0 +1,100 @@
+"""The listening sockets of one daemon: which there are, who accepts on which, and whose they are to remove.
+
+A daemon that takes over another one's goes on with every socket whose address is still configured in the same words,
+and opens the others. Until the upgrade is committed, those that it has taken over still are the other one's: it neither
+shuts them down nor removes their files.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pointsman.config.settings import Settings
+from pointsman.daemon.supervisor import listeners
+from pointsman.daemon.supervisor.handover import Handover
+
+DATA = "data"
+"""name of the data port among the sockets that were taken"""
+
+
+@dataclass(slots=True)
+class Doors:
+    host: str
+    port: int
+    """As configured; 0 = any."""
+    data: tuple[socket.socket, ...]
+    is_socket_activated: bool
+    admin: dict[str, socket.socket]
+    """By the address as it is configured, in that order."""
+    taken: set[str] = field(default_factory=set)
+    """Of `DATA` and the admin addresses, what another daemon still owns."""
+
+    def of_shard(self, index: int, shards: int) -> tuple[socket.socket, ...]:
+        if self.is_socket_activated:
+            return self.data
+        return (self.data[index], *self.data[shards:])
+
+    def bound(self, settings: Settings) -> Settings:
+        """The settings with the ports that were really bound; names stay as they were given."""
+        admin = tuple(listeners.with_bound_port(where, sock) for where, sock in self.admin.items())
+        address, port = self.data[0].getsockname()[:2]
+        host = address if self.is_socket_activated else settings.host
+        return msgspec.structs.replace(settings, host=host, port=port, admin_listen=admin)
+
+    def remove_files(self) -> None:
+        """Of the admin sockets that are ours."""
+        listeners.remove_unix_sockets(tuple(where for where in self.admin if where not in self.taken))
+
+    def leave(self, taken: set[str]) -> None:
+        """Another daemon goes on with these; the admin sockets that it does not want are closed for good."""
+        for where, sock in self.admin.items():
+            if where not in taken:
+                listeners.remove_unix_sockets((where,))
+                sock.close()
+        self.taken = taken
+
+
+def open_doors(settings: Settings, handover: Handover | None) -> Doors:
+    """Raises ListenError; what was opened before it is closed again."""
+    doors = _data_doors(settings, handover)
+    left = dict(handover.admin_fds) if handover else {}
+    try:
+        for where in settings.admin_listen:
+            if where in left:
+                doors.admin[where] = listeners.adopt(left[where])
+                doors.taken.add(where)
+            else:
+                doors.admin[where] = listeners.admin_socket(where)
+    except listeners.ListenError as error:
+        doors.remove_files()
+        raise _with_remedy(error, handover) from None
+    return doors
+
+
+def _data_doors(settings: Settings, handover: Handover | None) -> Doors:
+    if handover is not None and (
+        handover.is_socket_activated or (handover.host, handover.port) == (settings.host, settings.port)
+    ):
+        return _inherited_doors(settings, handover)
+    passed = tuple(listeners.inherited_sockets())
+    try:
+        data = passed or tuple(listeners.data_sockets(settings.host, settings.port, settings.shards, settings.backlog))
+    except listeners.ListenError as error:
+        raise _with_remedy(error, handover) from None
+    return Doors(settings.host, settings.port, data, bool(passed), {})
+
+
+def _inherited_doors(settings: Settings, handover: Handover) -> Doors:
+    data = [listeners.adopt(fd) for fd in handover.data_fds]
+    if not handover.is_socket_activated:
+        data += listeners.more_data_sockets(data[0], settings.shards - len(data))
+    return Doors(settings.host, settings.port, tuple(data), handover.is_socket_activated, {}, {DATA})
+
+
+def _with_remedy(error: listeners.ListenError, handover: Handover | None) -> listeners.ListenError:
+    if handover is None:
+        return error
+    return listeners.ListenError(f"{error}; if it is the running daemon that has it, this change needs a restart")
