@@ -18,12 +18,12 @@ def gateway_with(
     shared: Mapping[str, Any],
     *arguments: str,
     workers: Sequence[str],
-    shards: int = 2,
+    **options: Any,
 ) -> Iterator[tuple[Gateway, LiveProfiles]]:
-    """A gateway whose only profile is `default`."""
+    """A gateway whose only profile is `default`; `options` are those of `gateway`."""
     with TemporaryDirectory(prefix="pointsman-profiles-") as folder:
         profiles = LiveProfiles(Path(folder) / "profiles.json", default, shared)
-        with gateway("--profiles", str(profiles.path), *arguments, workers=workers, shards=shards) as running:
+        with gateway("--profiles", str(profiles.path), *arguments, workers=workers, **options) as running:
             yield running, profiles
 
 

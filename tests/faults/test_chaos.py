@@ -38,6 +38,7 @@ from tests.fakes.chaos import (
     error_json,
 )
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.permits import assert_all_are_free, named
 from tests.fakes.processes import wait_until
 from tests.fakes.traffic import Client, client_of_each, completion
 
@@ -270,13 +271,8 @@ def test_matrix(
 
 
 def ask(client: Client, request_id: str, *, is_stream: bool) -> Answer:
-    client.sock.sendall(shaped(request_id, is_stream=is_stream))
+    client.sock.sendall(named(request_id, stream=is_stream, max_tokens=TOKENS))
     return read_answer(client)
-
-
-def shaped(request_id: str, *, is_stream: bool) -> bytes:
-    wire = completion(max_tokens=TOKENS, stream=is_stream)
-    return wire.replace(b"\r\n", b"\r\nX-Request-Id: " + request_id.encode() + b"\r\n", 1)
 
 
 def assert_is(answer: Answer, expected: Expected, whole_text: str, *, is_stream: bool) -> None:
@@ -434,15 +430,5 @@ def test_an_unreachable_worker_costs_a_connect_timeout(gate: Gateway, fleet: Cha
 
 @pytest.mark.xfail(reason="requests are not admitted yet", strict=False)
 def test_after_all_of_it_every_permit_is_there(gate: Gateway, fleet: ChaosFleet) -> None:
-    """As many as there are pass at once, one more is refused: none leaked, none was given back twice."""
-    with ExitStack() as stack:
-        clients = [stack.enter_context(Client((gate.host, gate.port))) for _ in range(PERMITS + 1)]
-        for number, client in enumerate(clients[:-1]):
-            fleet.plan(f"permit-{number}", HANG)
-            client.sock.sendall(shaped(f"permit-{number}", is_stream=False))
-        wait_until("all are at workers", lambda: len(fleet.attempts) == PERMITS, 5)
-        answer = ask(clients[-1], "one-more", is_stream=False)
-        assert (answer.status, answer.error_code) == (429, "admission_queue_full")
-        assert int(answer.headers["retry-after"]) >= 1
-        assert len(fleet.attempts) == PERMITS
+    assert_all_are_free(gate, fleet, PERMITS)
     assert_nothing_stays(gate, fleet)
