@@ -13,9 +13,12 @@ from pointsman.config.models import ServeConfig
 HEAD = """\
 # Settings
 
-Every key of `pointsman.toml`, made from the code by `python -m pointsman.scripts.settings_reference > docs/settings.md`.
-The same name is a flag (`--max-payload-size`) and an environment variable (`POINTSMAN_MAX_PAYLOAD_SIZE`); flags win over
-the environment, the environment over the file. A changed key needs a restart; where *live* names a place in
+Every key of `pointsman.toml`, made from the code:
+
+    python -m pointsman.scripts.settings_reference > docs/settings.md
+
+The same name is a flag (`--max-payload-size`) and an environment variable (`POINTSMAN_MAX_PAYLOAD_SIZE`). Flags win
+over the environment, the environment over the file. A changed key needs a restart. Where *live* names a place in
 profiles.json, the value there wins and is in force with the next request.
 
 | key | type | default | live | meaning |
