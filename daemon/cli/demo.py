@@ -170,6 +170,11 @@ pointsman is ready: {options.shards} shards on http://{ready.listen}, {len(urls)
   curl -s http://{admin}/metrics {auth}
   POINTSMAN_ADMIN=unix:{folder}/run/{places.ADMIN_SOCKET} {_command()} status
 
+  # why requests went where they went
+  curl -s 'http://{admin}/decisions?limit=3' {auth}
+  curl -s http://{admin}/explain {auth} {as_json} -d '{body}'
+  POINTSMAN_ADMIN=unix:{folder}/run/{places.ADMIN_SOCKET} {_command()} workers why {urls[0]}
+
   # take a worker out, and put it back
   curl -X DELETE http://{admin}/workers/{first} {auth}
   curl -X POST http://{admin}/workers {auth} {as_json} -d '{{"url": "{urls[0]}"}}'
