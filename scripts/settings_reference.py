@@ -83,7 +83,11 @@ def _kind(field: FieldInfo) -> Iterator[str]:
         yield "list of text" if origin is tuple else _NAMES[annotation]
     for word, bound in (("from", "ge"), ("to", "le")):
         values = (getattr(rule, bound, None) for rule in field.metadata)
-        yield from (f"{word} {value}" for value in values if value is not None)
+        yield from (f"{word} {_shortest(value)}" for value in values if value is not None)
+
+
+def _shortest(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def _default(value: object) -> str:
@@ -91,6 +95,8 @@ def _default(value: object) -> str:
         return "none"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
+    if isinstance(value, float):
+        return f"`{_shortest(value)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
