@@ -82,6 +82,11 @@ class Gateway:
     def log_text(self) -> str:
         return "\n".join(json.dumps(line) for line in self.log if line["event"] != "request")
 
+    def forget_log(self) -> None:
+        """What was logged so far is not asked for any more: a long test would fill the memory with it."""
+        with self._news:
+            self.log.clear()
+
     def wait_ready(self) -> None:
         ready = self.wait_log("ready")
         host, _, port = ready["listen"].rpartition(":")

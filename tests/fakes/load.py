@@ -36,8 +36,8 @@ class Sample:
     ended: float
     """Monotonic clock."""
     status: int
-    tail: bytes
-    """The last bytes of the answer."""
+    port: int
+    """Of the client's end of the connection; 0: it was refused."""
 
     @property
     def took_s(self) -> float:
@@ -63,9 +63,11 @@ class _Connection(asyncio.Protocol):
         self._needed = -1
         self._sent = 0.0
         self._is_asking = False
+        self._port = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._port = transport.get_extra_info("sockname")[1]
 
     def ask(self, wire: bytes, sent: float) -> None:
         self._buffer, self._needed = b"", -1
@@ -93,7 +95,7 @@ class _Connection(asyncio.Protocol):
 
     def _ended(self, status: int) -> None:
         self._is_asking = False
-        self._load.ended(Sample(self._sent, time.monotonic(), status, self._buffer[-64:]))
+        self._load.ended(Sample(self._sent, time.monotonic(), status, self._port))
         if status == LOST:
             return
         if _CLOSES.search(self._buffer, 0, 4096):
@@ -199,6 +201,6 @@ class Load:
         try:
             _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
         except OSError:
-            self.ended(Sample(now, time.monotonic(), LOST, b""))
+            self.ended(Sample(now, time.monotonic(), LOST, 0))
         else:
             connection.ask(wire, now)
