@@ -37,7 +37,8 @@ from tests.fakes.chaos import (
     chaos,
     error_json,
 )
-from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.gateway import Gateway
+from tests.fakes.live_profiles import gateway_with
 from tests.fakes.permits import assert_all_are_free, named
 from tests.fakes.processes import wait_until
 from tests.fakes.traffic import Client, client_of_each, completion
@@ -46,23 +47,19 @@ ATTEMPTS = 3
 TOKENS = 8
 PERMITS = 6
 TOTAL_S = 2.5
-PROFILES = {
-    "profiles": {
-        "default": {
-            "retry": {
-                "max_retries": ATTEMPTS,
-                "initial_backoff_ms": 5,
-                "max_backoff_ms": 1500,
-                "budget_ratio": 1,
-                "budget_min_per_s": 1000,
-            },
-            "timeouts": {"connect_s": 1, "first_token_s": 0.4, "idle_s": 0.4, "total_s": TOTAL_S},
-        }
+PROFILE = {
+    "retry": {
+        "max_retries": ATTEMPTS,
+        "initial_backoff_ms": 5,
+        "max_backoff_ms": 1500,
+        "budget_ratio": 1,
+        "budget_min_per_s": 1000,
     },
-    "shared": {
-        "breaker": {"enabled": False},
-        "admission": {"max_concurrent_requests": PERMITS, "queue_size": 0},
-    },
+    "timeouts": {"connect_s": 1, "first_token_s": 0.4, "idle_s": 0.4, "total_s": TOTAL_S},
+}
+SHARED = {
+    "breaker": {"enabled": False},
+    "admission": {"max_concurrent_requests": PERMITS, "queue_size": 0},
 }
 FLAGS = ("--policy", "round_robin", "--health-down-interval-s", "0.1", "--pool-max-idle", "0")
 _ids = count()
@@ -217,12 +214,8 @@ def fleet() -> Iterator[ChaosFleet]:
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 shard", "2 shards"])
-def gate(
-    request: pytest.FixtureRequest, fleet: ChaosFleet, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gateway]:
-    path = tmp_path_factory.mktemp("chaos") / "profiles.json"
-    path.write_text(json.dumps(PROFILES))
-    with gateway("--profiles", str(path), *FLAGS, workers=fleet.urls, shards=request.param) as running:
+def gate(request: pytest.FixtureRequest, fleet: ChaosFleet) -> Iterator[Gateway]:
+    with gateway_with(PROFILE, SHARED, *FLAGS, workers=fleet.urls, shards=request.param) as (running, _):
         yield running
 
 
@@ -423,6 +416,61 @@ def test_an_unreachable_worker_costs_a_connect_timeout(gate: Gateway, fleet: Cha
             assert 0.9 < slowest < 2.0
     gate.wait_healthy(2)
     assert_nothing_stays(gate, fleet)
+
+
+# --- a sole worker
+
+
+@pytest.fixture(scope="module")
+def sole(fleet: ChaosFleet) -> Iterator[Gateway]:
+    """Keeps its connections, and may go back to the worker that has just failed."""
+    with gateway_with(PROFILE, SHARED, workers=fleet.urls[:1]) as (running, _):
+        yield running
+
+
+def test_a_kept_connection_that_dies_is_replaced_at_once(sole: Gateway, fleet: ChaosFleet, whole_text: str) -> None:
+    """The worker's idle timeout crossed the request: sent again to the same worker, and no attempt is counted."""
+    with client_of_each(sole.pids("shard"), (sole.host, sole.port)) as clients:
+        for client in clients.values():
+            for how in (How.RESET, How.FIN):
+                assert ask(client, "makes-a-connection", is_stream=False).status == 200
+                request_id = f"stale-{next(_ids)}"
+                fleet.plan(request_id, Cut(how), None)
+                answer = ask(client, request_id, is_stream=False)
+                assert_is(answer, WHOLE, whole_text, is_stream=False)
+                assert_nothing_follows(client, answer)
+                assert len(fleet.attempts_of(request_id)) == 2
+
+
+@pytest.mark.xfail(reason=NO_RETRY, strict=False)
+def test_its_retry_after_is_waited_for(sole: Gateway, fleet: ChaosFleet, whole_text: str) -> None:
+    with client_of_each(sole.pids("shard"), (sole.host, sole.port)) as clients:
+        for client in clients.values():
+            request_id = f"patient-{next(_ids)}"
+            fleet.plan(request_id, Status(503, "1"), None)
+            assert_is(ask(client, request_id, is_stream=False), HIDDEN, whole_text, is_stream=False)
+            first, second = fleet.attempts_of(request_id)
+            assert 0.95 <= second.at - first.at <= 1.5
+
+
+def test_its_retry_after_is_passed_on_if_it_is_too_long(sole: Gateway, fleet: ChaosFleet, whole_text: str) -> None:
+    with client_of_each(sole.pids("shard"), (sole.host, sole.port)) as clients:
+        for client in clients.values():
+            request_id = f"impatient-{next(_ids)}"
+            fleet.plan(request_id, Status(503, "60"))
+            answer = ask(client, request_id, is_stream=False)
+            assert_is(answer, passed(503, retry_after="60"), whole_text, is_stream=False)
+
+
+@pytest.mark.xfail(reason=NO_RETRY, strict=False)
+def test_it_gets_the_request_again(sole: Gateway, fleet: ChaosFleet, whole_text: str) -> None:
+    """There is no other one to go to."""
+    with client_of_each(sole.pids("shard"), (sole.host, sole.port)) as clients:
+        for client in clients.values():
+            request_id = f"again-{next(_ids)}"
+            fleet.plan(request_id, Status(500), Status(502), None)
+            assert_is(ask(client, request_id, is_stream=True), Expected(attempts=3), whole_text, is_stream=True)
+            assert {attempt.worker for attempt in fleet.attempts_of(request_id)} == {0}
 
 
 # --- permits
