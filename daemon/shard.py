@@ -29,7 +29,6 @@ from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK
 from pointsman.daemon.leash import Message
 from pointsman.daemon.relay.client import ClientConnection
 from pointsman.daemon.relay.context import ShardContext
-from pointsman.daemon.relay.exchange import Ending
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.native import die_with_parent, name_process
@@ -211,7 +210,7 @@ class Shard:
     async def _cut_all(self) -> None:
         for connection in list(self.context.connections):
             if connection.exchange is not None:
-                connection.exchange.expire(Ending.SHUTDOWN)
+                connection.exchange.shut_down()
             else:
                 connection.transport.abort()
         await asyncio.sleep(DRAIN_POLL_S)  # what was written reaches the kernel

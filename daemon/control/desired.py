@@ -70,7 +70,7 @@ def compile_snapshot(
         default_retry=default_retry(settings),
         default_timeouts=default_timeouts(settings),
         locked_strategy=rules.locked_strategy,
-        shared=_shared(rules.shared, settings),
+        shared=shared_rules(rules.shared, settings),
         strict_models=settings.strict_models,
         models=extend_models(known_models, (model for spec in specs for model in spec.models)),
     )
@@ -104,7 +104,7 @@ def default_timeouts(settings: Settings) -> dict[str, Any]:
     return _changed(given, TimeoutsSection())
 
 
-def _shared(written: Shared, settings: Settings) -> Shared:
+def shared_rules(written: Shared, settings: Settings) -> Shared:
     """What the file says wins, key by key, over the settings (SGLang's `--cb-*`, `--max-concurrent-requests` …)."""
     breaker = {
         "enabled": not settings.disable_circuit_breaker,

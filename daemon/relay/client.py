@@ -30,9 +30,11 @@ from pointsman.daemon.errors import (
 from pointsman.daemon.relay import local
 from pointsman.daemon.relay.access import MAX_LOGGED_PATH, short_line
 from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
-from pointsman.daemon.relay.exchange import Ending, Exchange
+from pointsman.daemon.relay.ending import Ending
+from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route
+from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
 from pointsman.daemon.routing.request import NO_FEATURES, form_features, json_features
 from pointsman.daemon.shm import layout as at
 
@@ -395,9 +397,8 @@ class ClientConnection(asyncio.Protocol):
         settings = self.context.settings
         request = self._request
         if self.exchange is not None:
-            if now > self.exchange.deadline:
-                self.exchange.expire()
-        elif self._linger_until:
+            return  # it has deadlines of its own
+        if self._linger_until:
             if now > self._linger_until:
                 self.transport.abort()
         elif request is None:
@@ -406,8 +407,11 @@ class ClientConnection(asyncio.Protocol):
         elif not request.is_head_complete:
             if now - request.started > settings.header_timeout_s:
                 self._refuse(request_timeout("request head"))
-        elif now - self._reading_since > settings.body_timeout_s and not self._waits_for_buffer:
-            self._refuse(request_timeout("request body"))
+        elif not self._waits_for_buffer:
+            timeout_s = self.context.table().early_plan(request.profile).timeouts.client_body_s
+            if timeout_s and now - self._reading_since > timeout_s:
+                self.context.count(at.G_TIMEOUTS + DEADLINES.index(Deadline.CLIENT_BODY))
+                self._refuse(request_timeout("request body"))
 
     # --- tasks
 

@@ -12,10 +12,13 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from pointsman.config.settings import Settings
+from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.dispatch.router import LiveRouter
+from pointsman.daemon.relay.admitting import Admitting
 from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
+from pointsman.daemon.relay.wheel import Wheel
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.explanations import ExplanationLog
@@ -44,7 +47,11 @@ class ShardContext:
         self.shard = shard
         self.loop = loop
         self.now: Callable[[], float] = time.monotonic
-        self.router = LiveRouter(state, shard, Random())
+        self.rng = Random()
+        self.router = LiveRouter(state, shard, self.rng)
+        self.resilience = SharedResilience(state, shard)
+        self.admitting = Admitting(self, self.resilience)
+        self.wheel = Wheel(time.monotonic, loop.call_later)
         self.explanations = ExplanationLog(segment, shard)
         self.recording = RecordingLog(segment, shard)
         self._gauges = segment.layout.gauge(shard, 0)
@@ -61,6 +68,7 @@ class ShardContext:
         """Another daemon accepts on the same sockets."""
         self._tables = tables
         self._table = tables(0)
+        self._use(self._table)
         self.next_sample = 0.0 if settings.decision_sample_interval_s else inf
         """from then on the next decision is explained and kept"""
         self._wall_offset = time.time() - time.monotonic()
@@ -76,7 +84,12 @@ class ShardContext:
         if generation != self._table.generation:
             self._table = self._tables(generation)
             self.upstreams.keep_only(self._table.snapshot.workers)
+            self._use(self._table)
         return self._table
+
+    def _use(self, table: RoutingTable) -> None:
+        self.resilience.use(table.breaker, table.admission)
+        self.router.watch_breakers(self.resilience.breaker_width_s)
 
     @property
     def is_stopping(self) -> bool:

@@ -1,13 +1,19 @@
 """One routed request, from the pick to the end of its answer.
 
-Theory of operation. An exchange is in one of four phases, and leaves the last one exactly once:
+Theory of operation. An exchange is in one of these phases, and leaves the last one exactly once:
 
-    start ──> connecting ──> waiting (sent, no head yet) ──> answering ──> ended
-                  │                   │                          │
-                  └───── fail(error): the client gets an error ──┘ cut(error): the client's stream is ended as broken
+    start ──> queued ──> connecting ──> waiting (sent, nothing passed on yet) ──> answering ──> ended
+                             ^  │             │                                       │
+                             │  └──────┬──────┘                                       │
+                     pause   │         v                                              v
+                             └── attempt failed ──> fail(error): an error answer     cut(error): the stream is broken
 
 Whatever happens, in whatever order (the answer ends, the worker breaks, the client leaves, a deadline passes), the
-booking is released, the request is counted and logged in `_end`, and nowhere else.
+booking and the permit are released, the request is counted and logged in `_end`, and nowhere else.
+
+An attempt fails before a byte of its answer went to the client, or not at all: the head of an answer is held back while
+it may still be retried (an error status; an event stream until its first event, see `gate`). `resilience.retry` decides
+what follows. Every attempt is a pick and a booking of its own, without the workers that failed this request.
 
 What is answered is the worker's own bytes. Once the head is out, an error can only be told by breaking the stream: a
 cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see `cut`.
@@ -16,33 +22,51 @@ cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from collections.abc import Callable
-from enum import StrEnum
-from math import nan
 from typing import TYPE_CHECKING
-
-import orjson
 
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
-from pointsman.daemon.errors import RequestError, bad_answer, connect_failed, model_not_found, no_worker, worker_timeout
-from pointsman.daemon.relay.access import path_json
+from pointsman.daemon.errors import (
+    RequestError,
+    bad_answer,
+    connect_failed,
+    model_not_found,
+    no_worker,
+    rate_limited,
+    worker_timeout,
+)
 from pointsman.daemon.relay.answers import error_event
+from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming
+from pointsman.daemon.relay.gate import first_event_error
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
-from pointsman.daemon.relay.lines import request_line
 from pointsman.daemon.relay.routes import Route
+from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
-from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, read_usage
-from pointsman.daemon.routing.picking import REASONS
+from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS
+from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
+from pointsman.daemon.resilience.retry import (
+    Attempt,
+    GiveUp,
+    Outcome,
+    OutcomeKind,
+    Reason,
+    Retry,
+    RetryPolicy,
+    parse_retry_after,
+)
+from pointsman.daemon.resilience.timeouts import DEADLINES, MISSED, Deadline, Watch
+from pointsman.daemon.resilience.waiting import Waiter
 from pointsman.daemon.routing.request import Features
-from pointsman.daemon.routing.table import Plan, Pool, RoutingTable, strategy_line
+from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
-from pointsman.daemon.shm.choosing import Booked
-from pointsman.daemon.shm.decisions import UNKNOWN
+from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
+from pointsman.daemon.shm.native import key_of_bytes
 from pointsman.daemon.shm.recording import Taken
 
 if TYPE_CHECKING:
@@ -51,29 +75,19 @@ if TYPE_CHECKING:
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
-MAX_EXPLANATION_HEADER = 6144
-"""bytes; clients read heads of 8 KiB at least"""
+NOT_TAKEN = -1
+"""What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class Ending(StrEnum):
-    """Who ended a request, for the access log."""
-
-    COMPLETE = "complete"
-    REFUSED = "refused"
-    """answered by us with an error"""
-    WORKER_BROKE = "worker_broke"
-    CLIENT_LEFT = "client_left"
-    TIMEOUT = "timeout"
-    SHUTDOWN = "shutdown"
-
-
-_ENDINGS = {ending: ending.encode() for ending in Ending}
+_VERDICTS = {SUCCEEDED: Verdict.SUCCESS, FAILED: Verdict.FAILURE, NEUTRAL: Verdict.NEUTRAL}
+_NUMBERS = {verdict: number for number, verdict in _VERDICTS.items()}
+_GUESSED_OUTPUT_TOKENS = 256
+"""of a request that names no max_tokens, for its place in the queue; corrected when it has ended"""
 
 
 class Exchange:
     # what a request does not set costs nothing: defaults live on the class
     plan: Plan | None = None
+    pool: Pool | None = None
     worker: WorkerSpec | None = None
     booked: Booked | None = None
     """what is charged for it now"""
@@ -91,15 +105,29 @@ class Exchange:
     """of the answer, once it was passed on"""
     framing: BodyFraming | None = None
     status = 0
+    attempts = 1
     resends = 0
+    is_exhausted = False
+    """we tried again and gave up, or had no retries left: the client should not do the same at once"""
+    queued_s = 0.0
     bytes_out = 0
     connected_at = 0.0
     first_byte_at = 0.0
+    tick = 0
+    """the wheel's"""
     is_keep_alive = False
     is_ended = False
     has_paused_upstream = False
     write_raw: Callable[[bytes], None] | None = None
     """how an event goes to the client once the answer is under way, if its bytes go as they are"""
+    _failed: tuple[int, ...] = ()
+    """slots of the workers that failed it"""
+    _held: ResponseHead | None = None
+    """the head of a stream whose first event has not come"""
+    _permit: Waiter | None = None
+    _has_free_permit = False
+    _is_probe = False
+    _pause: asyncio.TimerHandle | None = None
     _is_unchunked = False
     _task: asyncio.Task[None] | None = None
 
@@ -114,36 +142,52 @@ class Exchange:
         self.table = table
         self.method = request.method
 
-    @property
-    def deadline(self) -> float:
-        return self.request.started + self.context.settings.request_timeout_s
-
     # --- choosing
 
     def start(self) -> None:
+        context = self.context
         try:
-            pool = self._pool()
-            router = self.context.router
-            prompt_tokens = router.read_prompt(self.features)
+            self.pool = self._pool()
+            prompt_tokens = context.router.read_prompt(self.features)
             plan = self._plan(prompt_tokens)
-            now = self.context.now()
-            if self._is_plain(pool, plan, now):
-                booked = router.choose_least_cost(self.features, self.request.body_size, pool, plan, prompt_tokens, now)
-            else:
-                booked = router.choose(self._ask(plan, now), self.table, pool, plan, prompt_tokens, now)
-            self._book(booked)
-            if self.context.cells[at.H_RECORDING]:
-                self.taken = self.context.recording.begin(router.chain, self.request.started)
+            self._watch(plan)
+            if plan.limits.requests_per_second:
+                self._take_request(plan)
+            if not self._enter(plan, prompt_tokens):
+                return
+            self._pick(prompt_tokens)
         except RequestError as error:
             self.fail(error)
             return
-        self.features.prompt = ()  # spans of the body, which may go as soon as an answer comes
         self._send()
 
     def start_any(self) -> None:
         """For questions that any healthy worker answers (`/version`)."""
+        self.pool = self.table.everyone
+        self._watch(self.table.early_plan(None))
+        self.context.resilience.enter_freely()
+        self._has_free_permit = True
         try:
-            self._book(self.context.router.choose_any(self.table.everyone))
+            self._pick()
+        except RequestError as error:
+            self.fail(error)
+            return
+        self._send()
+
+    def admitted(self) -> None:
+        """Its turn in the queue has come."""
+        if self.is_ended:
+            return
+        self.queued_s = self.context.now() - self.request.started
+        self._again()
+
+    def _again(self) -> None:
+        """The next attempt, or the first one after waiting in the queue."""
+        self._pause = None
+        if self.is_ended:
+            return
+        try:
+            self._pick(self.context.router.read_prompt(self.features))
         except RequestError as error:
             self.fail(error)
             return
@@ -165,6 +209,77 @@ class Exchange:
         self.plan = plan
         return plan
 
+    def _watch(self, plan: Plan) -> None:
+        self.watch = watch = Watch(plan.timeouts, self.request.started, is_stream=self.features.is_stream)
+        self.context.wheel.arm(self, watch.first_look)
+
+    def _take_request(self, plan: Plan) -> None:
+        wait_s = self.context.resilience.take_request(plan.profile, plan.limits, self.context.now())
+        if wait_s:
+            self.context.count(at.G_RATE_LIMITED)
+            most = plan.limits.requests_per_second
+            raise rate_limited(f"the profile {plan.profile!r} allows {most:g} requests a second", wait_s)
+
+    def _enter(self, plan: Plan, prompt_tokens: int) -> bool:
+        """Whether it may go on at once. Raises RequestError when there is no room for it."""
+        context = self.context
+        if context.resilience.is_unlimited:
+            context.resilience.enter_freely()
+            self._has_free_permit = True
+            return True
+        user = self.request.header(b"user")
+        most = self.features.max_tokens
+        estimate = prompt_tokens + (_GUESSED_OUTPUT_TOKENS if most is None else most)
+        waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, plan.priority, float(estimate))
+        self._permit = waiter
+        self._has_free_permit = waiter is None
+        return waiter is None or waiter.is_admitted
+
+    def _pick(self, prompt_tokens: int = 0) -> None:
+        """Choose and book. Raises RequestError when nobody can take it."""
+        resilience = self.context.resilience
+        pool = self.pool
+        assert pool is not None
+        if not self._failed and resilience.is_quiet:
+            self._choose(pool, prompt_tokens)
+            return
+        failed = self._failed
+        for _ in range(len(pool.slots) + 1):
+            now = self.context.now()
+            fit = resilience.fit(pool, failed, now)
+            booked = self._choose(fit.pool, prompt_tokens)
+            if booked.slot in fit.overruled:
+                booked.ticket = UNCOUNTED
+                return
+            if resilience.is_closed(booked.slot):
+                return
+            ticket = resilience.acquire(booked.slot, now)
+            if ticket is not None:
+                booked.ticket = ticket
+                self._is_probe = ticket != UNCOUNTED
+                return
+            # somebody else's probe went out a moment ago
+            self._unbook(now, None, was_computed=False)
+            failed = (*failed, booked.slot)
+        raise pool.nobody("their breakers wait for the results of probes")
+
+    def _choose(self, pool: Pool, prompt_tokens: int) -> Booked:
+        router, plan, now = self.context.router, self.plan, self.context.now()
+        is_retry = self.attempts > 1
+        if plan is None:
+            booked = router.choose_any(pool)
+        elif self._is_plain(pool, plan, now):
+            booked = router.choose_least_cost(
+                self.features, self.request.body_size, pool, plan, prompt_tokens, now, is_retry=is_retry
+            )
+        else:
+            booked = router.choose(self._ask(plan, now), self.table, pool, plan, prompt_tokens, now)
+        if self.decision is None and plan is not None and self.context.cells[at.H_RECORDING]:
+            self.taken = self.context.recording.begin(router.chain, self.request.started)
+        self.booked = self.decision = booked
+        self.worker = booked.worker
+        return booked
+
     def _is_plain(self, pool: Pool, plan: Plan, now: float) -> bool:
         """Whether nothing but prompt, loads and costs decides, and nobody wants to know why: nearly always."""
         request = self.request
@@ -183,16 +298,16 @@ class Exchange:
         if plan.expected_cost is None or request.has_routing_headers:
             headers = request.header_map()
             self.asked_strategy = plan.selection.asked_in(headers)
-        return Ask(self.features, request.body_size, headers, wants_explanation)
+        return Ask(self.features, request.body_size, headers, wants_explanation, self.attempts > 1)
 
-    def _book(self, booked: Booked) -> None:
-        self.booked = self.decision = booked
-        self.worker = booked.worker
-
-    def _unbook(self, now: float, output_tokens: int | None, *, was_computed: bool) -> None:
+    def _unbook(self, now: float, tokens: int | None, *, was_computed: bool, verdict: int = NEUTRAL) -> None:
         booked, self.booked = self.booked, None
-        if booked is not None:
-            self.context.router.finish(booked, now, output_tokens, was_computed=was_computed)
+        if booked is None:
+            return
+        context = self.context
+        if context.router.finish(booked, now, tokens, was_computed=was_computed, verdict=verdict) or self._is_probe:
+            self._is_probe = False
+            context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], now)
 
     # --- sending
 
@@ -209,7 +324,7 @@ class Exchange:
     async def _connect_and_send(self, worker: WorkerSpec) -> None:
         pool = self.context.upstreams.of(worker)
         try:
-            connection = await pool.connect()
+            connection = await pool.connect(self.watch.section.connect_s)
         except OSError as error:
             self._connect_failed(worker, error)
             return
@@ -222,7 +337,8 @@ class Exchange:
     def _send_on(self, connection: UpstreamConnection) -> None:
         request = self.request
         self.upstream = connection
-        self.connected_at = self.context.now()
+        self.connected_at = now = self.context.now()
+        self.watch.sent(now)
         pool = connection.pool
         head = request_head(
             request.method,
@@ -243,8 +359,86 @@ class Exchange:
             context.segment.set_status(worker.slot, at.STATUS_DOWN, expected=at.STATUS_UP)
         if self.is_ended:
             return
-        reason = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-        self.fail(connect_failed(f"the worker {worker.url} cannot be reached: {reason}"))
+        if isinstance(error, TimeoutError):
+            self._count_timeout(Deadline.CONNECT)
+            found = worker_timeout(f"the worker {worker.url} took no connection in time", "worker_connect_timeout")
+        else:
+            found = connect_failed(f"the worker {worker.url} cannot be reached: {error.strerror or error}")
+        self._attempt_failed(Outcome(OutcomeKind.CONNECT_FAILED), found)
+
+    # --- attempts that fail
+
+    def _attempt_failed(self, outcome: Outcome, error: RequestError) -> None:
+        """Nothing of an answer is out, and the worker's connection is this exchange's no more."""
+        step = self._next_step(outcome)
+        if isinstance(step, GiveUp):
+            self._note_given_up(step)
+            self._release_attempt(outcome)
+            self.fail(error)
+            return
+        self._retry(step, outcome)
+
+    def _next_step(self, outcome: Outcome) -> Retry | GiveUp:
+        """What follows a failed attempt; a retry is paid for."""
+        context, now = self.context, self.context.now()
+        booked, pool = self.booked, self.pool
+        failed = self._failed if booked is None else (*self._failed, booked.slot)
+        section = (self.plan or self.table.early_plan(None)).retry
+        attempt = Attempt(
+            self.request.started,
+            self.attempts,
+            self.resends,
+            self.head is not None,
+            pool is not None and context.resilience.has_other(pool, failed, now),
+            self.watch.ends_at,
+        )
+        return RetryPolicy(section).decide(
+            outcome, attempt, now, context.rng, lambda: context.resilience.withdraw(section, now)
+        )
+
+    def _retry(self, step: Retry, outcome: Outcome) -> None:
+        context = self.context
+        if step.is_resend:
+            self.resends += 1
+            context.count(at.G_UPSTREAM_RESENDS)
+            self._send()
+            return
+        self._release_attempt(outcome)
+        self.attempts = step.number
+        self.resends = 0
+        context.count(at.G_RETRIES)
+        self._pause = context.loop.call_later(step.delay_s, self._again)
+
+    def _release_attempt(self, outcome: Outcome) -> None:
+        booked, context = self.booked, self.context
+        self.watch.failed()
+        self.framing = self._held = None
+        if booked is None:
+            return
+        self._failed = (*self._failed, booked.slot)
+        if outcome.kind is not OutcomeKind.CONNECT_FAILED:
+            context.words.add(context.segment.layout.load(context.shard, booked.slot, at.L_FAILURES), 1)
+        verdict = verdict_of(outcome.counts_as) if outcome.status else Verdict.FAILURE
+        self._unbook(context.now(), None, was_computed=False, verdict=_NUMBERS[verdict])
+
+    def _note_given_up(self, step: GiveUp) -> None:
+        if step.is_exhausted and (self.attempts > 1 or step.reason is Reason.BUDGET):
+            self.is_exhausted = True
+            self.context.count(at.G_RETRIES_EXHAUSTED)
+        if step.reason is Reason.BUDGET:
+            self.context.count(at.G_BUDGET_EMPTY)
+
+    def _is_retried(self, outcome: Outcome, head: ResponseHead, framing: BodyFraming, data: bytes, start: int) -> bool:
+        """Whether another attempt is made instead of passing this answer on."""
+        step = self._next_step(outcome)
+        if isinstance(step, GiveUp):
+            self._note_given_up(step)
+            return False
+        upstream, self.upstream = self.upstream, None
+        assert upstream is not None
+        upstream.set_aside(head, framing, data, start)
+        self._retry(step, outcome)
+        return True
 
     # --- the answer, as the upstream connection reports it
 
@@ -254,9 +448,36 @@ class Exchange:
             self.client.transport.write(head.status_line + head.lines + b"\r\n\r\n")
 
     def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
-        """Returns the position after this message's bytes in `data`."""
+        """Returns the position after this message's bytes in `data`, or NOT_TAKEN."""
+        if head.status >= 400:
+            outcome = Outcome(OutcomeKind.STATUS, head.status, self._retry_after_of(head))
+            if self._is_retried(outcome, head, framing, data, position):
+                return NOT_TAKEN
+        elif head.is_event_stream and not framing.is_done:
+            if position == len(data):
+                self._held, self.framing = head, framing
+                return position
+            return self._first_event(head, framing, data, position)
+        return self._open(head, framing, data, position)
+
+    def _retry_after_of(self, head: ResponseHead) -> float | None:
+        value = head.header(b"retry-after")
+        if value is None:
+            return None
+        return parse_retry_after(value.decode("latin-1"), self.context.wall_us(self.context.now()) / 1e6)
+
+    def _first_event(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+        self._held = None
+        outcome = first_event_error(data, position)
+        if outcome is not None and self._is_retried(outcome, head, framing, data, position):
+            return NOT_TAKEN
+        return self._open(head, framing, data, position)
+
+    def _open(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+        """Pass the answer on, from here to its end."""
         request = self.request
         self.client.release_body(request)
+        self.features.prompt = ()  # spans of the body
         if self.client.is_write_paused:
             self.pause_upstream()
         self.framing = framing
@@ -268,7 +489,7 @@ class Exchange:
             and not self.context.closes_connections
         )
         out = client_head(
-            head, is_http_1_0=request.is_http_1_0, keep_alive=self.is_keep_alive, own_headers=self._own_headers()
+            head, is_http_1_0=request.is_http_1_0, keep_alive=self.is_keep_alive, own_headers=own_headers(self)
         )
         available = len(data) - position
         if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or self._is_unchunked:
@@ -283,9 +504,17 @@ class Exchange:
 
     def _head_written(self, head: ResponseHead, out: bytes) -> None:
         self.head, self.status = head, head.status
+        self.watch.has_answer = True
         self.client.transport.write(out)
+        if self._is_probe and self.booked is not None:
+            self._is_probe = False  # told once; what breaks later is told anew
+            verdict = verdict_of(head.status)
+            self.context.resilience.record(self.booked.slot, self.booked.ticket, verdict, self.context.now())
 
     def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
+        """Returns what `head_received` does."""
+        if self._held is not None:
+            return self._first_event(self._held, framing, data, position)
         transport = self.client.transport
         if self._is_unchunked:
             pieces: list[bytes] = []
@@ -318,6 +547,8 @@ class Exchange:
             self.usage_data = carry[-CARRY_BYTES:] + data[:CARRY_BYTES]
 
     def answer_complete(self) -> None:
+        if self._held is not None and self.framing is not None:  # a stream that ended before its first event
+            self._open(self._held, self.framing, b"", 0)
         self.upstream = None
         self._end(self.status, Ending.COMPLETE)
 
@@ -328,22 +559,21 @@ class Exchange:
         fresh connection is safe.
         """
         self.upstream = None
-        if was_reused and self.resends == 0:
-            self.resends += 1
-            self.context.count(at.G_UPSTREAM_RESENDS)
-            self._send()
-        else:
-            self.answer_broken("the worker closed the connection without an answer")
+        error = bad_answer("the worker closed the connection without an answer")
+        self._attempt_failed(Outcome(OutcomeKind.STALE if was_reused else OutcomeKind.RESET), error)
 
     def answer_broken(self, reason: str) -> None:
         error = bad_answer(reason)
+        if self.head is None:
+            upstream, self.upstream = self.upstream, None
+            if upstream is not None:
+                upstream.abandon()
+            self._attempt_failed(Outcome(OutcomeKind.RESET), error)
+            return
         context = self.context
         if self.worker is not None:
             context.words.add(context.segment.layout.load(context.shard, self.worker.slot, at.L_FAILURES), 1)
-        if self.head is None:
-            self.fail(error)
-        else:
-            self.cut(error, Ending.WORKER_BROKE)
+        self.cut(error, Ending.WORKER_BROKE)
 
     # --- what else can happen
 
@@ -351,38 +581,74 @@ class Exchange:
         self.context.count(at.G_CLIENT_DISCONNECTS)
         self._end(self.status or CLIENT_CLOSED_REQUEST, Ending.CLIENT_LEFT)
 
-    def expire(self, ending: Ending = Ending.TIMEOUT) -> None:
-        if ending is Ending.SHUTDOWN:
-            error = no_worker("the gateway is shutting down")
+    def look(self, now: float) -> float:
+        """The wheel asks whether a deadline has passed; returns when to ask again."""
+        missed, at_s = self.watch.look(now, self.events + self.bytes_out)
+        if missed is not None:
+            self._missed(missed)
+            at_s = self.watch.look(now, 0)[1]  # an attempt may follow
+        return math.inf if self.is_ended else at_s
+
+    def _missed(self, deadline: Deadline) -> None:
+        self._count_timeout(deadline)
+        how, section = MISSED[deadline], self.watch.section
+        if deadline is Deadline.CLIENT_READ:
+            self.is_keep_alive = False
+            self.client.transport.abort()
+            self._end(self.status, Ending.TIMEOUT)
+        elif deadline is Deadline.FIRST_TOKEN:
+            upstream, self.upstream = self.upstream, None
+            if upstream is not None:
+                upstream.abandon()
+            error = worker_timeout(f"the worker sent no token within {section.first_token_s:g} s", how.code)
+            self._attempt_failed(Outcome(OutcomeKind.TIMEOUT), error)
+        elif deadline is Deadline.IDLE:
+            error = worker_timeout(f"the worker's answer stood still for {section.idle_s:g} s", how.code)
+            self.cut(error, Ending.TIMEOUT, verdict=FAILED)
         else:
-            error = worker_timeout(f"no complete answer within {self.context.settings.request_timeout_s:g} s")
+            error = worker_timeout(f"no complete answer within {section.total_s:g} s", how.code)
+            has_silent_worker = self.upstream is not None and self.head is None
+            self._finish_with(error, Ending.TIMEOUT, FAILED if has_silent_worker else NEUTRAL)
+
+    def _count_timeout(self, deadline: Deadline) -> None:
+        self.context.count(at.G_TIMEOUTS + DEADLINES.index(deadline))
+
+    def shut_down(self) -> None:
+        """The daemon's grace is over."""
+        self._finish_with(no_worker("the gateway is shutting down"), Ending.SHUTDOWN, NEUTRAL)
+
+    def _finish_with(self, error: RequestError, ending: Ending, verdict: int) -> None:
         if self.head is None:
-            self.fail(error, ending)
+            self.fail(error, ending, verdict=verdict)
         else:
-            self.cut(error, ending)
+            self.cut(error, ending, verdict=verdict)
 
     def pause_upstream(self) -> None:
         if self.upstream is not None and not self.has_paused_upstream:
             self.has_paused_upstream = True
             self.upstream.transport.pause_reading()
+            self.context.wheel.arm(self, min(self.watch.stalled(self.context.now()), self.watch.ends_at))
 
     def resume_upstream(self) -> None:
         if self.has_paused_upstream:
             self.has_paused_upstream = False
+            now = self.context.now()
+            self.watch.reads_again(now)
+            self.context.wheel.arm(self, self.watch.look(now, self.events + self.bytes_out)[1])
             if self.upstream is not None:
                 self.upstream.transport.resume_reading()
 
     # --- endings
 
-    def fail(self, error: RequestError, ending: Ending = Ending.REFUSED) -> None:
+    def fail(self, error: RequestError, ending: Ending = Ending.REFUSED, *, verdict: int = NEUTRAL) -> None:
         """Nothing of an answer is out yet: the client gets `error`."""
         if self.is_ended:
             return
-        keep_alive = self.client.write_error(self.request, error, self._extra_headers())
+        keep_alive = self.client.write_error(self.request, error, error_headers(self))
         self.is_keep_alive = keep_alive
-        self._end(error.status, ending)
+        self._end(error.status, ending, verdict)
 
-    def cut(self, error: RequestError, ending: Ending) -> None:
+    def cut(self, error: RequestError, ending: Ending, *, verdict: int = FAILED) -> None:
         """The head is out and the rest will not come: break the stream so that nobody takes it for complete.
 
         An event stream between two chunks gets its open line closed and an error event, then the connection ends
@@ -403,170 +669,40 @@ class Exchange:
             if peer is not None:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             transport.abort()
-        self._end(self.status, ending)
+        self._end(self.status, ending, verdict)
 
-    def _end(self, status: int, ending: Ending) -> None:
+    def _end(self, status: int, ending: Ending, verdict: int = NEUTRAL) -> None:
         if self.is_ended:
             return
         self.is_ended = True
-        now = self.context.now()
+        context, now = self.context, self.context.now()
+        context.wheel.disarm(self)
+        if ending is Ending.COMPLETE:
+            verdict = SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)]
         was_computed = status < 400 or ending is Ending.CLIENT_LEFT
-        self._unbook(now, self._output_tokens(ending), was_computed=was_computed)
+        tokens = output_tokens(self, ending)
+        self._unbook(now, tokens, was_computed=was_computed, verdict=verdict)
+        self._leave(tokens)
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-        self._report(status, ending, now)
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if self._pause is not None:
+            self._pause.cancel()
+        self.features.prompt = ()
+        report(self, status, ending, now)
         self.client.exchange_ended(self)
 
-    # --- telling
-
-    def _own_headers(self) -> bytes:
-        upstream, plan = self.upstream, self.plan
-        assert upstream is not None
-        head = b"X-Request-Id: %b\r\n%b" % (self.request.request_id, upstream.pool.identity(self.table.generation))
-        if plan is None:
-            return head
-        asked = self.asked_strategy
-        head += plan.profile_line + (strategy_line(asked) if asked else plan.strategy_line)
-        explanation = self._explanation() if self.request.wants_explanation else None
-        return head if explanation is None else b"%bX-Pointsman-Decision: %b\r\n" % (head, explanation)
-
-    def _explanation(self) -> bytes | None:
-        """The decision, where the client may see it; as much of it as fits into a header."""
-        decision = self.decision
-        if decision is None or decision.explanation is None or not self.context.may_explain(self.client.peer):
-            return None
-        text = orjson.dumps(self._decision_json(decision))
-        if len(text) > MAX_EXPLANATION_HEADER:
-            text = orjson.dumps({**self._decision_head(decision), "explanation": "too long for a header"})
-        return text
-
-    def _decision_head(self, decision: Booked) -> dict[str, object]:
-        return {
-            "id": self.request.request_id.decode("latin-1"),
-            "generation": self.table.generation,
-            "model": self.features.model,
-            "profile": self.plan.profile if self.plan else "",
-            "policy": self._policy(),
-            "worker": decision.worker.url,
-            "reason": reason_name(decision.reason),
-            "prompt_tokens": decision.prompt_tokens,
-            "matched_tokens": decision.cached_tokens,
-            "predicted_ttft_s": round(decision.predicted_s, 6),
-        }
-
-    def _decision_json(self, decision: Booked) -> dict[str, object]:
-        found = self._decision_head(decision)
-        if decision.explanation is not None:
-            found["explanation"] = decision.explanation.as_json([w.url for w in self.table.everyone.workers])
-        return found
-
-    def _policy(self) -> str:
-        return self.asked_strategy or (self.plan.policy if self.plan else "")
-
-    def _extra_headers(self) -> tuple[tuple[str, str], ...]:
-        return (("X-Pointsman-Generation", str(self.table.generation)),)
-
-    def _output_tokens(self, ending: Ending) -> int | None:
-        """None: the answer is not a whole one, nothing is to be learned from it."""
-        head = self.head
-        if ending is not Ending.COMPLETE or head is None or head.status != 200:
-            return None
-        usage = self.usage = read_usage(self.usage_data)
-        if usage.output_tokens is None and head.is_event_stream:
-            return max(self.events - 1, 1)  # an engine writes one event a token
-        return usage.output_tokens
-
-    def _report(self, status: int, ending: Ending, now: float) -> None:
-        context = self.context
-        started = self.request.started
-        label = self.route.label
-        model = self.table.model_index.get(self.features.model, 0)
-        context.series.count(label, model, status)
-        context.series.observe(label, at.KIND_DURATION, now - started)
-        if self.first_byte_at:
-            context.series.observe(label, at.KIND_FIRST_BYTE, self.first_byte_at - started)
-        if self.decision is not None and self.plan is not None:
-            self._note_decision(self.decision, status, now)
-        if self.taken is not None:
-            self._record(self.taken, model, status)
-        if context.settings.access_log:
-            context.log_line(self._log_line(status, ending, now))
-
-    def _note_decision(self, decision: Booked, status: int, now: float) -> None:
-        context, usage, started = self.context, self.usage, self.request.started
-        head = self.head
-        first_byte_us = UNKNOWN
-        if self.first_byte_at and head is not None and head.is_event_stream and status == 200:
-            first_byte_us = int((self.first_byte_at - started) * 1e6)
-        ended_us = context.wall_us(now)
-        request_key = context.router.note(
-            decision,
-            self.request.request_id,
-            context.upstreams.of(decision.worker).key,
-            ended_us,
-            first_byte_us,
-            int((now - started) * 1e6),
-            UNKNOWN if usage.output_tokens is None else usage.output_tokens,
-            UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens,
-            UNKNOWN if usage.cached_tokens is None else usage.cached_tokens,
-            status,
-        )
-        if decision.explanation is not None:
-            context.explanations.note(request_key, ended_us, orjson.dumps(self._decision_json(decision)))
-
-    def _record(self, taken: Taken, model: int, status: int) -> None:
-        usage, output_tokens = self.usage, self.usage.output_tokens
-        if output_tokens is None and self.head is not None and self.head.is_event_stream:
-            output_tokens = max(self.events - 1, 1)
-        self.context.recording.end(
-            taken,
-            prompt_tokens=usage.prompt_tokens,
-            output_tokens=output_tokens,
-            model=model,
-            is_streamed=self.features.is_stream,
-            status=status,
-        )
-
-    def _log_line(self, status: int, ending: Ending, now: float) -> bytes:
-        request, plan, decision, usage = self.request, self.plan, self.decision, self.usage
-        context, started, worker = self.context, request.started, self.worker
-        is_routed = decision is not None and plan is not None
-        return request_line(
-            context.wall_us(now) / 1e6,
-            request.request_id,
-            context.shard,
-            self.client.peer_bytes,
-            request.method,
-            self.route.path_json or path_json(request),
-            status,
-            orjson.dumps(self.features.model),
-            self.features.is_stream,
-            plan.profile_json if plan is not None else b'""',
-            orjson.dumps(self.asked_strategy)[1:-1] if self.asked_strategy else plan.policy_text if plan else b"",
-            self.table.generation,
-            b'""' if worker is None else orjson.dumps(worker.url),
-            (self.connected_at - started) * 1000 if self.connected_at else nan,
-            (self.first_byte_at - started) * 1000 if self.first_byte_at else nan,
-            (now - started) * 1000,
-            request.body_size,
-            self.bytes_out,
-            self.resends,
-            reason_name(decision.reason).encode() if decision is not None and is_routed else b"",
-            usage.prompt_tokens,
-            decision.cached_tokens if decision is not None else 0,
-            usage.cached_tokens,
-            usage.output_tokens,
-            _ENDINGS[ending],
-        )
-
-
-def reason_name(reason: int) -> str:
-    """Of a position in REASONS; the routing state was not to be had for others."""
-    return REASONS[reason] if reason >= 0 else "unlocked"
+    def _leave(self, tokens: int | None) -> None:
+        """Give the permit back, or the place in the queue."""
+        if self._has_free_permit:
+            self.context.resilience.leave_freely()
+        elif self._permit is not None:
+            decision = self.decision
+            served = None if tokens is None or decision is None else float(decision.prompt_tokens + tokens)
+            self.context.admitting.leave(self._permit, served)
 
 
 def _closing(tail: bytes) -> bytes:

@@ -69,6 +69,14 @@ class ResponseHead:
     keeps_alive: bool
     is_event_stream: bool
 
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of one of the lines that pass on; `name` in lower case."""
+        for line in self.lines.split(b"\r\n"):
+            key, _, value = line.partition(b":")
+            if key.lower() == name:
+                return value.strip()
+        return None
+
 
 def parse_response_head(raw: bytes) -> ResponseHead:
     """`raw` ends with the empty line. Raises HeadError."""

@@ -12,6 +12,8 @@ def request_line(
     policy: bytes,
     generation: int,
     worker: bytes,
+    attempts: int,
+    queue_ms: float,
     connect_ms: float,
     first_byte_ms: float,
     total_ms: float,

@@ -65,7 +65,7 @@ cdef inline char *_count(char *to, object value) noexcept:
 
 def request_line(
     double ts_s, bytes request_id, int64_t shard, bytes client, bytes method, bytes path, int64_t status, bytes model,
-    bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, double connect_ms,
+    bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts, double queue_ms, double connect_ms,
     double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, bytes reason,
     prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end,
 ):
@@ -107,6 +107,10 @@ def request_line(
     to = _int(to, generation)
     to = _put(to, b',"worker":', 10)
     to = _bytes(to, worker)
+    to = _put(to, b',"attempts":', 12)
+    to = _int(to, attempts)
+    to = _put(to, b',"queue_ms":', 12)
+    to = _milli(to, queue_ms)
     to = _put(to, b',"connect_ms":', 14)
     to = _milli(to, connect_ms)
     to = _put(to, b',"first_byte_ms":', 17)

@@ -62,6 +62,20 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = None
         self.transport.abort()
 
+    def set_aside(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> None:
+        """The exchange does not want this answer; if all of it is here the connection can be used again."""
+        self.exchange = None
+        try:
+            end = framing.feed(data, position)
+        except FramingError:
+            self.transport.abort()
+            return
+        is_whole = framing.is_done and end == len(data) and head.keeps_alive
+        if is_whole and self.transport.get_write_buffer_size() == 0:
+            self.pool.put(self)
+        else:
+            self.transport.abort()
+
     # --- from the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,6 +100,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self._head_received(exchange, data)
                 return
             end = exchange.body_received(framing, data, 0)
+            if self.exchange is None:
+                return  # it was not taken
         except HeadError as error:
             exchange.answer_broken(str(error))
             return
@@ -119,7 +135,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head = head
         framing = self.framing = framing_of(head, exchange.method)
         end = exchange.head_received(head, framing, data, end)
-        if framing.is_done:
+        if self.exchange is not None and framing.is_done:
             self._message_done(exchange, has_surplus=end < len(data))
 
     def _message_done(self, exchange: Exchange, *, has_surplus: bool) -> None:
@@ -219,13 +235,13 @@ class UpstreamPool:
         self.is_closed = True
         self.close_idle(float("inf"))
 
-    async def connect(self) -> UpstreamConnection:
-        """Raises OSError (TimeoutError and ssl.SSLError included)."""
+    async def connect(self, timeout_s: float) -> UpstreamConnection:
+        """Within `timeout_s`, 0 = however long it takes. Raises OSError (TimeoutError and ssl.SSLError included)."""
         worker = self.worker
         secure: dict[str, Any] = {}
         if worker.tls:
             secure = {"ssl": self.context.upstreams.tls_context(), "server_hostname": worker.host}
-        async with asyncio.timeout(self.context.settings.connect_timeout_s):
+        async with asyncio.timeout(timeout_s or None):
             _, connection = await self.context.loop.create_connection(
                 lambda: UpstreamConnection(self), worker.address, worker.port, **secure
             )

@@ -1,35 +1,31 @@
-"""The deadlines of one request: which runs when, which is next, and how a request ends that misses one.
+"""The deadlines of one request: which of them runs, when it ends, and how a request ends that misses it.
 
-Theory of operation. Events disarm deadlines and arm others (`_TABLE`); a deadline that is off (0 s) is never armed.
-Local to the request, in no shared memory. The caller sets one timer for `next_at` and asks `expired` when it fires;
-it need not move the timer with every chunk, only look again when it fires too early.
+Theory of operation. A request goes through phases; each has one deadline of its own, and `total` runs through all:
 
-    event            disarms                          arms
-    ARRIVED          -                                total; client_body if a body follows
-    BODY_READ        -                                client_body
-    BODY_COMPLETE    client_body                      -
-    CONNECTING       first_token, idle                connect
-    SENT             connect                          first_token (streams only)
-    ANSWER_READ      first_token                      idle
-    CLIENT_STALLED   idle                             client_read
-    CLIENT_READS     client_read                      idle
-    FAILED           connect, first_token, idle       -           an attempt: perhaps another one follows
-    ENDED            all                              -
+    phase                                    deadline       from
+    body of the request is read              client_body    the last read
+    a connection to a worker is made         connect        the attempt (kept where the connection is made)
+    sent; streams only: nothing came yet     first_token    the sending; per attempt
+    answer under way                         idle           the last progress
+    answer under way, client does not read   client_read    the moment at which its buffers were full
 
-* The first token of an answer that is no stream comes when all of it is generated, so `first_token` runs for
-  streams only.
+* The first token of an answer that is no stream comes when all of it is generated, so `first_token` is for streams.
 * A client that does not read makes us stop reading from the worker: the worker is not idle then.
-* The client's head is read before there is a profile: its deadline is the daemon's (`header_timeout_s`).
+* Nobody pays for this per chunk. `Watch` compares how far the answer has come whenever it is asked, which is each
+  quarter of `idle_s`: a stream that stands still is noticed after one to one and a quarter of it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 
 from pointsman.config.resilience import TimeoutsSection
 from pointsman.daemon.errors import Fault
+
+LOOKS = 4
+"""in `idle_s`"""
 
 
 class Deadline(StrEnum):
@@ -43,129 +39,93 @@ class Deadline(StrEnum):
     TOTAL = "total"
 
 
-class Event(Enum):
-    ARRIVED = "arrived"
-    BODY_READ = "body_read"
-    BODY_COMPLETE = "body_complete"
-    CONNECTING = "connecting"
-    SENT = "sent"
-    ANSWER_READ = "answer_read"
-    CLIENT_STALLED = "client_stalled"
-    CLIENT_READS = "client_reads"
-    FAILED = "failed"
-    ENDED = "ended"
-
-
-_ATTEMPT = (Deadline.CONNECT, Deadline.FIRST_TOKEN, Deadline.IDLE)
-
-_TABLE: dict[Event, tuple[tuple[Deadline, ...], tuple[Deadline, ...]]] = {
-    Event.ARRIVED: ((), (Deadline.TOTAL, Deadline.CLIENT_BODY)),
-    Event.BODY_READ: ((), (Deadline.CLIENT_BODY,)),
-    Event.BODY_COMPLETE: ((Deadline.CLIENT_BODY,), ()),
-    Event.CONNECTING: ((Deadline.FIRST_TOKEN, Deadline.IDLE), (Deadline.CONNECT,)),
-    Event.SENT: ((Deadline.CONNECT,), (Deadline.FIRST_TOKEN,)),
-    Event.ANSWER_READ: ((Deadline.FIRST_TOKEN,), (Deadline.IDLE,)),
-    Event.CLIENT_STALLED: ((Deadline.IDLE,), (Deadline.CLIENT_READ,)),
-    Event.CLIENT_READS: ((Deadline.CLIENT_READ,), (Deadline.IDLE,)),
-    Event.FAILED: (_ATTEMPT, ()),
-    Event.ENDED: (tuple(Deadline), ()),
-}
+DEADLINES = tuple(Deadline)
 
 
 @dataclass(frozen=True, slots=True)
-class Expiry:
+class Missed:
     """How a request ends that missed a deadline."""
 
-    deadline: Deadline
-    """Also the label of the metric."""
-    at: float
     status: int
     """To answer with, if nothing of the answer has gone out; 499 is in logs and metrics only."""
     code: str
     fault: Fault
 
-    @property
-    def is_workers_failure(self) -> bool:
-        """Whether the worker's breaker counts it."""
-        return self.fault is Fault.WORKER
 
-
-_ENDINGS: dict[Deadline, tuple[int, str, Fault]] = {
-    Deadline.CLIENT_BODY: (408, "request_timeout", Fault.CLIENT),
-    Deadline.CLIENT_READ: (499, "client_not_reading", Fault.CLIENT),
-    Deadline.CONNECT: (504, "worker_connect_timeout", Fault.WORKER),
-    Deadline.FIRST_TOKEN: (504, "worker_first_token_timeout", Fault.WORKER),
-    Deadline.IDLE: (504, "worker_idle_timeout", Fault.WORKER),
-    Deadline.TOTAL: (504, "request_total_timeout", Fault.GATEWAY),
+MISSED: dict[Deadline, Missed] = {
+    Deadline.CLIENT_BODY: Missed(408, "request_timeout", Fault.CLIENT),
+    Deadline.CLIENT_READ: Missed(499, "client_not_reading", Fault.CLIENT),
+    Deadline.CONNECT: Missed(504, "worker_connect_timeout", Fault.WORKER),
+    Deadline.FIRST_TOKEN: Missed(504, "worker_first_token_timeout", Fault.WORKER),
+    Deadline.IDLE: Missed(504, "worker_idle_timeout", Fault.WORKER),
+    Deadline.TOTAL: Missed(504, "request_total_timeout", Fault.GATEWAY),
 }
 
 
-class Deadlines:
+class Watch:
     """Of one request under one profile. Times are seconds of the monotonic clock."""
 
-    __slots__ = ("_armed", "_has_answer", "_has_body", "_is_sent", "_is_stream", "_section")
+    __slots__ = ("_progress", "_seen_at", "_sent_at", "_stalled_at", "has_answer", "is_stream", "section", "started")
 
-    def __init__(self, section: TimeoutsSection, *, is_stream: bool = False, has_body: bool = True) -> None:
-        self._section = section
-        self._is_stream = is_stream
-        self._has_body = has_body
-        self._is_sent = False
-        self._has_answer = False
-        self._armed: dict[Deadline, float] = {}
-
-    def on(self, event: Event, now: float) -> None:
-        self._note(event)
-        disarmed, armed = _TABLE[event]
-        for deadline in disarmed:
-            self._armed.pop(deadline, None)
-        for deadline in armed:
-            seconds = self._seconds(deadline)
-            if seconds:
-                self._armed[deadline] = now + seconds
-
-    def told(self, *, is_stream: bool) -> None:
-        """What the body says, once it is read; before SENT."""
-        self._is_stream = is_stream
+    def __init__(self, section: TimeoutsSection, started: float, *, is_stream: bool) -> None:
+        self.section = section
+        self.started = started
+        self.is_stream = is_stream
+        self.has_answer = False
+        """bytes of an answer have gone to the client"""
+        self._sent_at = math.inf
+        self._stalled_at = math.inf
+        self._progress = -1
+        self._seen_at = started
 
     @property
-    def next_at(self) -> float:
-        """When to look again; infinite when nothing runs."""
-        return min(self._armed.values(), default=math.inf)
+    def ends_at(self) -> float:
+        """The end of everything."""
+        return self.started + (self.section.total_s or math.inf)
 
-    def armed(self) -> dict[Deadline, float]:
-        return dict(self._armed)
+    @property
+    def first_look(self) -> float:
+        """When to ask for the first time."""
+        section = self.section
+        first = section.first_token_s if self.is_stream and section.first_token_s else math.inf
+        idle = section.idle_s / LOOKS if section.idle_s else math.inf
+        return min(self.ends_at, self.started + first, self.started + idle)
 
-    def expired(self, now: float) -> Expiry | None:
-        """The deadline that passed first, None when none did."""
-        missed = [(at, deadline) for deadline in Deadline if (at := self._armed.get(deadline, math.inf)) <= now]
-        if not missed:
-            return None
-        at, deadline = min(missed, key=lambda pair: pair[0])
-        status, code, fault = _ENDINGS[deadline]
-        if deadline is Deadline.TOTAL and self._is_sent and not self._has_answer:
-            fault = Fault.WORKER  # it had the request and never said a word
-        return Expiry(deadline, at, status, code, fault)
+    def sent(self, now: float) -> None:
+        """An attempt has gone out."""
+        self._sent_at = now
 
-    def _note(self, event: Event) -> None:
-        if event is Event.SENT:
-            self._is_sent, self._has_answer = True, False
-        elif event is Event.ANSWER_READ:
-            self._has_answer = True
-        elif event is Event.FAILED:
-            self._is_sent = False
+    def failed(self) -> None:
+        """It came to nothing; perhaps another one follows."""
+        self._sent_at = math.inf
 
-    def _seconds(self, deadline: Deadline) -> float:
-        section = self._section
-        match deadline:
-            case Deadline.CLIENT_BODY:
-                return section.client_body_s if self._has_body else 0.0
-            case Deadline.CLIENT_READ:
-                return section.client_read_s
-            case Deadline.CONNECT:
-                return section.connect_s
-            case Deadline.FIRST_TOKEN:
-                return section.first_token_s if self._is_stream else 0.0
-            case Deadline.IDLE:
-                return section.idle_s
-            case Deadline.TOTAL:
-                return section.total_s
+    def stalled(self, now: float) -> float:
+        """The client reads nothing; returns when to look."""
+        self._stalled_at = now
+        return now + (self.section.client_read_s or math.inf)
+
+    def reads_again(self, now: float) -> None:
+        self._stalled_at = math.inf
+        self._seen_at = now
+
+    def look(self, now: float, progress: int) -> tuple[Deadline | None, float]:
+        """(what was missed, when to ask again). `progress`: any number that grows with the answer."""
+        if progress != self._progress:
+            self._progress, self._seen_at = progress, now
+        deadline, at = self._next()
+        if self.ends_at <= at:
+            deadline, at = Deadline.TOTAL, self.ends_at
+        if now >= at:
+            return deadline, math.inf
+        # An answer may begin at any moment, and from then on it may stand still.
+        interval = self.section.idle_s / LOOKS
+        return None, min(at, now + interval) if interval else at
+
+    def _next(self) -> tuple[Deadline, float]:
+        section = self.section
+        if not self.has_answer:
+            is_due = self.is_stream and section.first_token_s
+            return Deadline.FIRST_TOKEN, self._sent_at + section.first_token_s if is_due else math.inf
+        if self._stalled_at != math.inf:
+            return Deadline.CLIENT_READ, self._stalled_at + (section.client_read_s or math.inf)
+        return Deadline.IDLE, self._seen_at + (section.idle_s or math.inf)

@@ -41,6 +41,10 @@ class Waiter:
         """Lower goes first; set once, on arrival."""
         self.serial = 0
 
+    @property
+    def is_admitted(self) -> bool:
+        return self.state is WaiterState.ADMITTED
+
 
 class Line:
     """Waiters of the shard `shard`. Sorted lists: a few microseconds at 10,000 waiters, and nothing to clean up."""

@@ -177,7 +177,6 @@ def silent_after(*parts: bytes) -> Script:
         (chunk(b'data: {"te'), b"\n\n"),
         (chunk(b"data: 1\r\n\r\n"), b""),
         (chunk(b"data: 1\r\n"), b"\n"),
-        (b"", b""),
     ],
     ids=[
         "after an event",
@@ -185,7 +184,6 @@ def silent_after(*parts: bytes) -> Script:
         "inside a line",
         "after an event with CRLF",
         "after a CRLF line",
-        "no event",
     ],
 )
 def test_a_stream_cut_between_chunks_ends_with_an_error_event_and_no_final_chunk(
@@ -202,6 +200,20 @@ def test_a_stream_cut_between_chunks_ends_with_an_error_event_and_no_final_chunk
     error = json.loads(told.removeprefix(closing).removeprefix(b"data: "))
     assert error["error"]["code"] == "worker_bad_answer"
     assert b"[DONE]" not in answer.raw_body
+
+
+def test_a_stream_cut_before_its_first_event_is_502(client: Reader, worker: ScriptedWorker) -> None:
+    worker.script = cut_after(SSE)
+    client.sock.sendall(post(b"/v1/completions", STREAM_BODY))
+    answer = client.answer()
+    assert (answer.status, answer.is_complete) == (502, True)
+
+
+def test_a_stream_without_any_event_is_passed_on(client: Reader, worker: ScriptedWorker) -> None:
+    worker.script = answer_all(SSE + b"0\r\n\r\n")
+    client.sock.sendall(post(b"/v1/completions", STREAM_BODY))
+    answer = client.answer()
+    assert (answer.status, answer.is_complete, answer.body) == (200, True, b"")
 
 
 def test_a_stream_cut_inside_a_chunk_ends_at_once(client: Reader, worker: ScriptedWorker) -> None:
@@ -377,7 +389,7 @@ def test_a_worker_that_never_answers_is_504(worker: ScriptedWorker) -> None:
         sock.sendall(post())
         answer = Reader(sock).answer()
         assert answer.status == 504
-        assert b"worker_timeout" in answer.body
+        assert b"request_total_timeout" in answer.body
         quick.wait_until("no request in flight", lambda: quick.in_flight() == 0)
 
 
@@ -387,7 +399,7 @@ def test_a_stream_that_outlives_its_time_is_cut_with_an_error_event(worker: Scri
         sock.sendall(post(b"/v1/completions", STREAM_BODY))
         answer = Reader(sock).answer()
         assert not answer.is_complete
-        assert b"worker_timeout" in answer.body
+        assert b"request_total_timeout" in answer.body
 
 
 def test_a_client_that_does_not_read_holds_the_worker_back(plane: DataPlane, worker: ScriptedWorker) -> None:

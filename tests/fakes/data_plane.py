@@ -24,8 +24,9 @@ import msgspec
 from pointsman.config import settings as settings_codec
 from pointsman.config import snapshot as snapshot_codec
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import MODEL_OTHER, Snapshot, WorkerSpec
+from pointsman.config.snapshot import MODEL_OTHER, Shared, Snapshot, WorkerSpec
 from pointsman.daemon import leash
+from pointsman.daemon.control.desired import default_retry, default_timeouts, shared_rules
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
@@ -48,6 +49,7 @@ class DataPlane:
         self.log = log
         self._sockets = data_sockets(settings.host, 0, shards, 128)
         self.address: tuple[str, int] = self._sockets[0].getsockname()[:2]
+        self.settings = settings
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self._settings_fd = leash.sealed_memfd("settings", settings_codec.encode(settings))
         self.leashes: list[socket.socket] = []
@@ -73,7 +75,13 @@ class DataPlane:
         is_first = self._generation == 0
         self._generation += 1
         names = tuple(dict.fromkeys(name for worker in workers for name in worker.models))
-        snapshot = Snapshot(self._generation, workers=workers, models=(MODEL_OTHER, *names), **fields)
+        defaults = {
+            "default_retry": default_retry(self.settings),
+            "default_timeouts": default_timeouts(self.settings),
+            "shared": shared_rules(Shared(), self.settings),
+        }
+        models = (MODEL_OTHER, *names)
+        snapshot = Snapshot(self._generation, workers=workers, models=models, **(defaults | fields))
         fd = leash.sealed_memfd("snapshot", snapshot_codec.encode(snapshot))
         for sock in self.leashes:
             leash.send(sock, Message("load", self._generation), fd)
@@ -140,9 +148,12 @@ class DataPlane:
 
 @contextmanager
 def data_plane(shards: int = 2, workers: Sequence[str] = (), **settings: Any) -> Iterator[DataPlane]:
-    """`workers` are URLs of the first generation; `settings` override the defaults of `Settings`."""
+    """`workers` are URLs of the first generation. `settings` override the defaults: those of `Settings`, but each
+    request has one attempt and workers have no breakers."""
     with tempfile.TemporaryDirectory() as folder:
-        base = Settings(runtime_dir=folder, state_dir=folder, shards=shards)
+        base = Settings(
+            runtime_dir=folder, state_dir=folder, shards=shards, disable_retries=True, disable_circuit_breaker=True
+        )
         plane = DataPlane(shards, msgspec.structs.replace(base, **settings), Path(folder) / "shards.log")
         try:
             plane.publish(*(worker_spec(slot, url) for slot, url in enumerate(workers)))

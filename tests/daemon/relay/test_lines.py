@@ -23,7 +23,8 @@ def line(**fields: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "ts_s": 1.5, "request_id": b"req-1", "shard": 0, "client": b"::1", "method": b"POST", "path": b'"/v1"',
         "status": 200, "model": b'"m"', "is_stream": True, "profile": b'""', "policy": b"expected_cost",
-        "generation": 3, "worker": b'"http://x"', "connect_ms": 0.25, "first_byte_ms": nan, "total_ms": 12.3456,
+        "generation": 3, "worker": b'"http://x"', "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
+        "first_byte_ms": nan, "total_ms": 12.3456,
         "bytes_in": 1, "bytes_out": 2, "resends": 0, "reason": b"prefix", "prompt_tokens": None, "matched_tokens": 0,
         "cached_tokens": 5, "output_tokens": None, "end": b"complete",
     }  # fmt: skip
@@ -37,7 +38,8 @@ def test_names_and_values() -> None:
     assert line() == {
         "ts": 1.5, "event": "request", "id": "req-1", "shard": 0, "client": "::1", "method": "POST", "path": "/v1",
         "status": 200, "model": "m", "stream": True, "profile": "", "policy": "expected_cost", "generation": 3,
-        "worker": "http://x", "connect_ms": 0.25, "first_byte_ms": None, "total_ms": 12.346, "bytes_in": 1,
+        "worker": "http://x", "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
+        "first_byte_ms": None, "total_ms": 12.346, "bytes_in": 1,
         "bytes_out": 2, "resends": 0, "reason": "prefix", "prompt_tokens": None, "matched_tokens": 0,
         "cached_tokens": 5, "output_tokens": None, "end": "complete",
     }  # fmt: skip

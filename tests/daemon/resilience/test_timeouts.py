@@ -1,132 +1,108 @@
-"""The deadlines of a request: scripts of events, and what runs after each."""
+"""Deadlines of a request, phase by phase, on a virtual clock."""
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.config.resilience import TimeoutsSection
-from pointsman.daemon.errors import Fault
-from pointsman.daemon.resilience.timeouts import Deadline, Deadlines, Event
+from pointsman.daemon.resilience.timeouts import LOOKS, MISSED, Deadline, Watch
 
-SECTION = TimeoutsSection(
-    connect_s=5.0, first_token_s=60.0, idle_s=20.0, total_s=3600.0, client_body_s=30.0, client_read_s=40.0
-)
+SECTION = TimeoutsSection(first_token_s=10.0, idle_s=4.0, total_s=100.0, client_read_s=6.0)
 
 
-def driven(
-    *events: tuple[Event, float], section: TimeoutsSection = SECTION, is_stream: bool = True, has_body: bool = True
-) -> Deadlines:
-    deadlines = Deadlines(section, is_stream=is_stream, has_body=has_body)
-    for event, at in events:
-        deadlines.on(event, at)
-    return deadlines
+def watch(section: TimeoutsSection = SECTION, *, is_stream: bool = True) -> Watch:
+    return Watch(section, 1000.0, is_stream=is_stream)
 
 
-SENT = ((Event.ARRIVED, 0.0), (Event.BODY_COMPLETE, 1.0), (Event.CONNECTING, 1.0), (Event.SENT, 2.0))
+def test_a_request_that_waits_for_its_turn_has_only_the_total() -> None:
+    waiting = watch()
+    assert waiting.look(1099.9, 0)[0] is None
+    assert waiting.look(1100.0, 0)[0] is Deadline.TOTAL
 
 
-def test_the_way_of_a_stream() -> None:
-    deadlines = driven()
-    for event, at, armed in (
-        (Event.ARRIVED, 0.0, {Deadline.TOTAL: 3600.0, Deadline.CLIENT_BODY: 30.0}),
-        (Event.BODY_READ, 10.0, {Deadline.TOTAL: 3600.0, Deadline.CLIENT_BODY: 40.0}),
-        (Event.BODY_COMPLETE, 12.0, {Deadline.TOTAL: 3600.0}),
-        (Event.CONNECTING, 12.0, {Deadline.TOTAL: 3600.0, Deadline.CONNECT: 17.0}),
-        (Event.SENT, 13.0, {Deadline.TOTAL: 3600.0, Deadline.FIRST_TOKEN: 73.0}),
-        (Event.ANSWER_READ, 30.0, {Deadline.TOTAL: 3600.0, Deadline.IDLE: 50.0}),
-        (Event.ANSWER_READ, 45.0, {Deadline.TOTAL: 3600.0, Deadline.IDLE: 65.0}),
-        (Event.CLIENT_STALLED, 46.0, {Deadline.TOTAL: 3600.0, Deadline.CLIENT_READ: 86.0}),
-        (Event.CLIENT_READS, 50.0, {Deadline.TOTAL: 3600.0, Deadline.IDLE: 70.0}),
-        (Event.ENDED, 51.0, {}),
-    ):
-        deadlines.on(event, at)
-        assert deadlines.armed() == armed
-        assert deadlines.next_at == min(armed.values(), default=math.inf)
-
-
-def test_a_failed_attempt_leaves_only_the_total() -> None:
-    for event in (Event.CONNECTING, Event.SENT, Event.ANSWER_READ):
-        assert driven(*SENT, (event, 3.0), (Event.FAILED, 4.0)).armed() == {Deadline.TOTAL: 3600.0}
-
-
-def test_each_attempt_has_its_own_first_token_but_one_total() -> None:
-    deadlines = driven(*SENT, (Event.FAILED, 50.0), (Event.CONNECTING, 51.0), (Event.SENT, 52.0))
-    assert deadlines.armed() == {Deadline.TOTAL: 3600.0, Deadline.FIRST_TOKEN: 112.0}
+def test_the_first_token_counts_from_the_sending_and_for_each_attempt() -> None:
+    each = watch()
+    each.sent(1005.0)
+    assert each.look(1014.9, 0)[0] is None
+    assert each.look(1015.0, 0)[0] is Deadline.FIRST_TOKEN
+    each.failed()
+    assert each.look(1016.0, 0)[0] is None
+    each.sent(1020.0)
+    assert each.look(1029.0, 0)[0] is None
+    assert each.look(1030.0, 0)[0] is Deadline.FIRST_TOKEN
 
 
 def test_an_answer_that_is_no_stream_has_no_first_token() -> None:
-    assert driven(*SENT, is_stream=False).armed() == {Deadline.TOTAL: 3600.0}
-    deadlines = driven(*SENT[:2], is_stream=False)
-    deadlines.told(is_stream=True)
-    deadlines.on(Event.SENT, 2.0)
-    assert Deadline.FIRST_TOKEN in deadlines.armed()
+    plain = watch(is_stream=False)
+    plain.sent(1000.0)
+    assert plain.look(1099.0, 0)[0] is None
 
 
-def test_a_request_without_body_waits_for_none() -> None:
-    assert driven(SENT[0], has_body=False).armed() == {Deadline.TOTAL: 3600.0}
+def test_an_answer_that_stands_still() -> None:
+    each = watch()
+    each.sent(1000.0)
+    each.has_answer = True
+    assert each.look(1001.0, 5)[0] is None
+    assert each.look(1004.9, 5)[0] is None
+    assert each.look(1004.9, 6)[0] is None
+    assert each.look(1008.8, 6)[0] is None
+    assert each.look(1008.9, 6)[0] is Deadline.IDLE
 
 
-@pytest.mark.parametrize(
-    ("events", "at", "deadline", "status", "code", "fault"),
-    [
-        (SENT[:1], 30.0, Deadline.CLIENT_BODY, 408, "request_timeout", Fault.CLIENT),
-        (SENT[:3], 6.0, Deadline.CONNECT, 504, "worker_connect_timeout", Fault.WORKER),
-        (SENT, 62.0, Deadline.FIRST_TOKEN, 504, "worker_first_token_timeout", Fault.WORKER),
-        ((*SENT, (Event.ANSWER_READ, 9.0)), 29.0, Deadline.IDLE, 504, "worker_idle_timeout", Fault.WORKER),
-        ((*SENT, (Event.CLIENT_STALLED, 9.0)), 49.0, Deadline.CLIENT_READ, 499, "client_not_reading", Fault.CLIENT),
-        (SENT[:2], 3600.0, Deadline.TOTAL, 504, "request_total_timeout", Fault.GATEWAY),
-    ],
-)
-def test_each_ends_with_its_own_code(
-    events: tuple[tuple[Event, float], ...], at: float, deadline: Deadline, status: int, code: str, fault: Fault
-) -> None:
-    deadlines = driven(*events)
-    assert deadlines.expired(at - 0.001) is None
-    expiry = deadlines.expired(at)
-    assert expiry is not None
-    assert (expiry.deadline, expiry.at) == (deadline, at)
-    assert (expiry.status, expiry.code, expiry.fault) == (status, code, fault)
-    assert expiry.is_workers_failure is (fault is Fault.WORKER)
+def test_a_client_that_does_not_read_stops_the_other_clock() -> None:
+    each = watch()
+    each.has_answer = True
+    each.look(1001.0, 5)
+    assert each.stalled(1002.0) == 1008.0
+    assert each.look(1007.9, 5)[0] is None
+    each.reads_again(1007.9)
+    assert each.look(1011.8, 5)[0] is None
+    each.stalled(1011.8)
+    assert each.look(1017.8, 5)[0] is Deadline.CLIENT_READ
 
 
-def test_the_total_is_the_workers_failure_only_if_it_never_said_a_word() -> None:
-    silent = driven(*SENT, is_stream=False).expired(3600.0)
-    assert silent is not None and silent.is_workers_failure
-    section = TimeoutsSection(idle_s=0.0)
-    long = driven(*SENT, (Event.ANSWER_READ, 9.0), section=section).expired(3600.0)
-    assert long is not None and not long.is_workers_failure
-    between = driven(*SENT, (Event.FAILED, 9.0), section=section).expired(3600.0)
-    assert between is not None and not between.is_workers_failure
+def test_nothing_runs_where_all_is_off() -> None:
+    off = TimeoutsSection(connect_s=0, first_token_s=0, idle_s=0, total_s=0, client_body_s=0, client_read_s=0)
+    each = watch(off)
+    assert each.first_look == math.inf
+    each.sent(1000.0)
+    assert each.look(1e9, 0) == (None, math.inf)
+    each.has_answer = True
+    assert each.stalled(1e9) == math.inf
+    assert each.look(2e9, 0) == (None, math.inf)
 
 
-def test_seen_late_the_one_that_passed_first_counts() -> None:
-    expiry = driven(*SENT).expired(9999.0)
-    assert expiry is not None
-    assert (expiry.deadline, expiry.at) == (Deadline.FIRST_TOKEN, 62.0)
+@given(st.floats(0.01, 100), st.lists(st.floats(0.001, 50), max_size=30))
+def test_a_stream_is_cut_after_one_to_one_and_a_quarter_of_its_idle_time(idle_s: float, gaps: list[float]) -> None:
+    """Whoever asks when it is told to misses nothing: neither too early nor late."""
+    section = TimeoutsSection(idle_s=idle_s, first_token_s=0, total_s=0)
+    each = Watch(section, 0.0, is_stream=True)
+    each.sent(0.0)
+    each.has_answer = True
+    moments, at = [0.0], 0.0
+    for gap in gaps:
+        at += gap
+        moments.append(at)
+    look = each.first_look
+    while True:
+        progress = sum(moment <= look for moment in moments)
+        missed, following = each.look(look, progress)
+        last = max(moment for moment in moments if moment <= look)
+        if missed:
+            assert missed is Deadline.IDLE
+            slack = 1e-6 * (1 + look)
+            assert idle_s - slack <= look - last + idle_s / LOOKS and look - last <= idle_s * (1 + 1 / LOOKS) + slack
+            return
+        assert following > look
+        look = following
 
 
-def test_zero_switches_a_deadline_off() -> None:
-    off = TimeoutsSection(
-        connect_s=0.0, first_token_s=0.0, idle_s=0.0, total_s=0.0, client_body_s=0.0, client_read_s=0.0
-    )
-    deadlines = driven(section=off)
-    for event in Event:
-        deadlines.on(event, 0.0)
-        assert deadlines.next_at == math.inf
-        assert deadlines.expired(1e12) is None
-
-
-@given(events=st.lists(st.tuples(st.sampled_from(Event), st.floats(0, 100)), max_size=40))
-def test_in_any_order_of_events_what_expires_is_what_is_next(events: list[tuple[Event, float]]) -> None:
-    deadlines, now = driven(), 0.0
-    for event, step in events:
-        now += step
-        deadlines.on(event, now)
-        at = deadlines.next_at
-        if at == math.inf:
-            assert deadlines.expired(1e12) is None
-        else:
-            expiry = deadlines.expired(at)
-            assert expiry is not None and expiry.at == at
+def test_every_deadline_has_its_ending() -> None:
+    assert set(MISSED) == set(Deadline)
+    assert {deadline for deadline, how in MISSED.items() if how.status == 504} == {
+        Deadline.CONNECT,
+        Deadline.FIRST_TOKEN,
+        Deadline.IDLE,
+        Deadline.TOTAL,
+    }

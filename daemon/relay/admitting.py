@@ -1,0 +1,91 @@
+"""One shard's side of admission: who waits here is told when its turn has come, or that it will not come.
+
+Permits come free on other shards too, and nobody is told of that: a shard with waiters looks every `POLL_S`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from pointsman.daemon.dispatch.resilience import SharedResilience
+from pointsman.daemon.errors import RequestError, not_admitted
+from pointsman.daemon.resilience.admission import POLL_S
+from pointsman.daemon.resilience.waiting import Waiter, WaiterState
+from pointsman.daemon.shm import layout as at
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.context import ShardContext
+    from pointsman.daemon.relay.exchange import Exchange
+
+_MESSAGES = {
+    WaiterState.EXPIRED: "the request waited too long for its turn (shared.admission.queue_timeout_s)",
+    WaiterState.DISPLACED: "the queue is full, and requests that go before this one came (shared.admission.queue_size)",
+    WaiterState.REFUSED: "as many requests run and wait as may (shared.admission)",
+}
+
+
+class Admitting:
+    def __init__(self, context: ShardContext, resilience: SharedResilience) -> None:
+        self._context = context
+        self._resilience = resilience
+        self._late: list[tuple[Waiter, float | None]] = []
+        """Permits that could not be given back yet"""
+        self._is_polling = False
+
+    def enter(self, exchange: Exchange, user: int, priority: int, estimate: float) -> Waiter | None:
+        """The waiter, admitted or waiting; None: it may pass without one. Raises RequestError when it is refused."""
+        waiter = Waiter(user, priority, estimate, exchange)
+        changed = self._resilience.enter(waiter, self._context.now())
+        if changed is None:
+            self._resilience.enter_freely()
+            return None
+        self._tell([each for each in changed if each is not waiter])
+        if waiter.state is WaiterState.WAITING:
+            self._poll_soon()
+        elif waiter.state is not WaiterState.ADMITTED:
+            raise self._refused(waiter)
+        return waiter
+
+    def leave(self, waiter: Waiter, tokens: float | None) -> None:
+        changed = self._resilience.leave(waiter, self._context.now(), tokens)
+        if changed is None:
+            self._late.append((waiter, tokens))
+            self._poll_soon()
+        else:
+            self._tell(changed)
+
+    def _poll_soon(self) -> None:
+        if not self._is_polling:
+            self._is_polling = True
+            self._context.loop.call_later(POLL_S, self._poll)
+
+    def _poll(self) -> None:
+        self._is_polling = False
+        self._context.table()  # the limits may have changed while nobody asked
+        late, self._late = self._late, []
+        for waiter, tokens in late:
+            self.leave(waiter, tokens)
+        self._tell(self._resilience.poll(self._context.now()))
+        if self._late or len(self._resilience.line):
+            self._poll_soon()
+
+    def _tell(self, changed: list[Waiter]) -> None:
+        """In turns of the loop of their own: what a waiter does then may change the line again."""
+        for waiter in changed:
+            exchange = cast("Exchange", waiter.context)
+            if waiter.state is WaiterState.ADMITTED:
+                self._soon(exchange.admitted)
+            elif waiter.state is not WaiterState.DONE:
+                error = self._refused(waiter)
+                self._soon(partial(exchange.fail, error))
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        self._context.loop.call_soon(callback)
+
+    def _refused(self, waiter: Waiter) -> RequestError:
+        is_late = waiter.state is WaiterState.EXPIRED
+        self._context.count(at.G_QUEUE_TIMEOUT if is_late else at.G_QUEUE_FULL)
+        refusal = self._resilience.refusal(waiter)
+        return not_admitted(refusal.status, refusal.code, _MESSAGES[waiter.state], refusal.retry_after_s)

@@ -1,0 +1,201 @@
+"""What is told of a request: its answer's own header lines, counters, the decision, the recording, the access line."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import TYPE_CHECKING
+
+import orjson
+
+from pointsman.daemon.relay.access import path_json
+from pointsman.daemon.relay.ending import Ending
+from pointsman.daemon.relay.lines import request_line
+from pointsman.daemon.relay.usage import read_usage
+from pointsman.daemon.routing.picking import REASONS
+from pointsman.daemon.routing.table import strategy_line
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.choosing import Booked
+from pointsman.daemon.shm.decisions import UNKNOWN
+from pointsman.daemon.shm.recording import Taken
+
+if TYPE_CHECKING:
+    from pointsman.daemon.relay.exchange import Exchange
+
+MAX_EXPLANATION_HEADER = 6144
+"""bytes; clients read heads of 8 KiB at least"""
+_ENDINGS = {ending: ending.encode() for ending in Ending}
+
+
+# --- to the client
+
+
+def own_headers(exchange: Exchange) -> bytes:
+    """The header lines that we add to a worker's answer."""
+    upstream, plan = exchange.upstream, exchange.plan
+    assert upstream is not None
+    generation = exchange.table.generation
+    head = b"X-Request-Id: %b\r\n%b" % (exchange.request.request_id, upstream.pool.identity(generation))
+    if exchange.attempts > 1 or exchange.is_exhausted:
+        head += b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in attempt_headers(exchange))
+    if plan is None:
+        return head
+    asked = exchange.asked_strategy
+    head += plan.profile_line + (strategy_line(asked) if asked else plan.strategy_line)
+    explanation = _explanation(exchange) if exchange.request.wants_explanation else None
+    return head if explanation is None else b"%bX-Pointsman-Decision: %b\r\n" % (head, explanation)
+
+
+def error_headers(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+    """Those that we add to an error of our own."""
+    return (("X-Pointsman-Generation", str(exchange.table.generation)), *attempt_headers(exchange))
+
+
+def attempt_headers(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+    """After more than one attempt how many; where we gave up, that the client's own retries would multiply ours."""
+    found: tuple[tuple[str, str], ...] = ()
+    if exchange.attempts > 1 or exchange.is_exhausted:
+        found = (("X-Pointsman-Attempts", str(exchange.attempts)),)
+    return (*found, ("X-Should-Retry", "false")) if exchange.is_exhausted else found
+
+
+def _explanation(exchange: Exchange) -> bytes | None:
+    """The decision, where the client may see it; as much of it as fits into a header."""
+    decision = exchange.decision
+    if decision is None or decision.explanation is None or not exchange.context.may_explain(exchange.client.peer):
+        return None
+    text = orjson.dumps(_decision_json(exchange, decision))
+    if len(text) > MAX_EXPLANATION_HEADER:
+        text = orjson.dumps({**_decision_head(exchange, decision), "explanation": "too long for a header"})
+    return text
+
+
+def _decision_head(exchange: Exchange, decision: Booked) -> dict[str, object]:
+    return {
+        "id": exchange.request.request_id.decode("latin-1"),
+        "generation": exchange.table.generation,
+        "model": exchange.features.model,
+        "profile": exchange.plan.profile if exchange.plan else "",
+        "policy": exchange.asked_strategy or (exchange.plan.policy if exchange.plan else ""),
+        "worker": decision.worker.url,
+        "reason": reason_name(decision.reason),
+        "prompt_tokens": decision.prompt_tokens,
+        "matched_tokens": decision.cached_tokens,
+        "predicted_ttft_s": round(decision.predicted_s, 6),
+    }
+
+
+def _decision_json(exchange: Exchange, decision: Booked) -> dict[str, object]:
+    found = _decision_head(exchange, decision)
+    if decision.explanation is not None:
+        found["explanation"] = decision.explanation.as_json([w.url for w in exchange.table.everyone.workers])
+    return found
+
+
+# --- to the operator
+
+
+def output_tokens(exchange: Exchange, ending: Ending) -> int | None:
+    """None: the answer is not a whole one, nothing is to be learned from it."""
+    head = exchange.head
+    if ending is not Ending.COMPLETE or head is None or head.status != 200:
+        return None
+    usage = exchange.usage = read_usage(exchange.usage_data)
+    if usage.output_tokens is None and head.is_event_stream:
+        return max(exchange.events - 1, 1)  # an engine writes one event a token
+    return usage.output_tokens
+
+
+def report(exchange: Exchange, status: int, ending: Ending, now: float) -> None:
+    """Once, when the request has ended."""
+    context = exchange.context
+    started = exchange.request.started
+    label = exchange.route.label
+    model = exchange.table.model_index.get(exchange.features.model, 0)
+    context.series.count(label, model, status)
+    context.series.observe(label, at.KIND_DURATION, now - started)
+    if exchange.first_byte_at:
+        context.series.observe(label, at.KIND_FIRST_BYTE, exchange.first_byte_at - started)
+    if exchange.decision is not None and exchange.plan is not None:
+        _note_decision(exchange, exchange.decision, status, now)
+    if exchange.taken is not None:
+        _record(exchange, exchange.taken, model, status)
+    if context.settings.access_log:
+        context.log_line(_log_line(exchange, status, ending, now))
+
+
+def _note_decision(exchange: Exchange, decision: Booked, status: int, now: float) -> None:
+    context, usage, started = exchange.context, exchange.usage, exchange.request.started
+    head = exchange.head
+    first_byte_us = UNKNOWN
+    if exchange.first_byte_at and head is not None and head.is_event_stream and status == 200:
+        first_byte_us = int((exchange.first_byte_at - started) * 1e6)
+    ended_us = context.wall_us(now)
+    request_key = context.router.note(
+        decision,
+        exchange.request.request_id,
+        context.upstreams.of(decision.worker).key,
+        ended_us,
+        first_byte_us,
+        int((now - started) * 1e6),
+        UNKNOWN if usage.output_tokens is None else usage.output_tokens,
+        UNKNOWN if usage.prompt_tokens is None else usage.prompt_tokens,
+        UNKNOWN if usage.cached_tokens is None else usage.cached_tokens,
+        status,
+    )
+    if decision.explanation is not None:
+        context.explanations.note(request_key, ended_us, orjson.dumps(_decision_json(exchange, decision)))
+
+
+def _record(exchange: Exchange, taken: Taken, model: int, status: int) -> None:
+    usage, tokens = exchange.usage, exchange.usage.output_tokens
+    if tokens is None and exchange.head is not None and exchange.head.is_event_stream:
+        tokens = max(exchange.events - 1, 1)
+    exchange.context.recording.end(
+        taken,
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=tokens,
+        model=model,
+        is_streamed=exchange.features.is_stream,
+        status=status,
+    )
+
+
+def _log_line(exchange: Exchange, status: int, ending: Ending, now: float) -> bytes:
+    request, plan, decision, usage = exchange.request, exchange.plan, exchange.decision, exchange.usage
+    context, started, worker = exchange.context, request.started, exchange.worker
+    asked = exchange.asked_strategy
+    is_routed = decision is not None and plan is not None
+    return request_line(
+        context.wall_us(now) / 1e6,
+        request.request_id,
+        context.shard,
+        exchange.client.peer_bytes,
+        request.method,
+        exchange.route.path_json or path_json(request),
+        status,
+        orjson.dumps(exchange.features.model),
+        exchange.features.is_stream,
+        plan.profile_json if plan is not None else b'""',
+        orjson.dumps(asked)[1:-1] if asked else plan.policy_text if plan else b"",
+        exchange.table.generation,
+        b'""' if worker is None else orjson.dumps(worker.url),
+        exchange.attempts,
+        exchange.queued_s * 1000,
+        (exchange.connected_at - started) * 1000 if exchange.connected_at else nan,
+        (exchange.first_byte_at - started) * 1000 if exchange.first_byte_at else nan,
+        (now - started) * 1000,
+        request.body_size,
+        exchange.bytes_out,
+        exchange.resends,
+        reason_name(decision.reason).encode() if decision is not None and is_routed else b"",
+        usage.prompt_tokens,
+        decision.cached_tokens if decision is not None else 0,
+        usage.cached_tokens,
+        usage.output_tokens,
+        _ENDINGS[ending],
+    )
+
+
+def reason_name(reason: int) -> str:
+    """Of a position in REASONS; the routing state was not to be had for others."""
+    return REASONS[reason] if reason >= 0 else "unlocked"
