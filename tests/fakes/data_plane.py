@@ -75,7 +75,7 @@ class DataPlane:
         is_first = self._generation == 0
         self._generation += 1
         names = tuple(dict.fromkeys(name for worker in workers for name in worker.models))
-        defaults = {
+        defaults: dict[str, Any] = {
             "default_retry": default_retry(self.settings),
             "default_timeouts": default_timeouts(self.settings),
             "shared": shared_rules(Shared(), self.settings),
