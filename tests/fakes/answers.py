@@ -56,40 +56,39 @@ def read_answer(client: Client) -> Answer:
         is_whole = body.take_chunks()
     else:
         is_whole = body.take_rest()
-    return Answer(int(headers[":status"]), headers, body.data, is_whole)
+    return Answer(int(headers[":status"]), headers, body.end(), is_whole)
 
 
 class _Body:
-    """Reads from `client.rest`, where whatever follows the answer stays."""
+    """Reads on from `client.rest`, where whatever follows the answer stays."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self.data = b""
+        self._raw = bytearray(client.rest)
+        self._at = 0
+        self._pieces: list[bytes] = []
 
-    def _receive(self) -> bool:
-        try:
-            more = self._client.sock.recv(65536)
-        except ConnectionResetError:
-            return False
-        self._client.rest += more
-        return bool(more)
+    def end(self) -> bytes:
+        self._client.rest = bytes(self._raw[self._at :])
+        return b"".join(self._pieces)
 
     def take(self, size: int) -> bool:
-        client = self._client
-        while len(client.rest) < size and self._receive():
+        """That many bytes of the body; False: fewer came."""
+        while len(self._raw) < self._at + size and self._receive():
             pass
-        taken, client.rest = client.rest[:size], client.rest[size:]
-        self.data += taken
+        taken = bytes(self._raw[self._at : self._at + size])
+        self._at += len(taken)
+        self._pieces.append(taken)
         return len(taken) == size
 
     def take_rest(self) -> bool:
         while self._receive():
             pass
-        self.data, self._client.rest = self._client.rest, b""
-        return True
+        return self.take(len(self._raw) - self._at)
 
     def take_chunks(self) -> bool:
-        while (size := self._chunk_size()) is not None:
+        while (line := self._line()) is not None:
+            size = int(line, 16)
             if not self.take(size):
                 return False
             line = self._line()
@@ -100,14 +99,18 @@ class _Body:
                 return True
         return False
 
-    def _chunk_size(self) -> int | None:
-        line = self._line()
-        return None if line is None else int(line, 16)
-
     def _line(self) -> bytes | None:
-        client = self._client
-        while b"\r\n" not in client.rest:
+        while (end := self._raw.find(b"\r\n", self._at)) < 0:
             if not self._receive():
                 return None
-        line, _, client.rest = client.rest.partition(b"\r\n")
+        line = bytes(self._raw[self._at : end])
+        self._at = end + 2
         return line
+
+    def _receive(self) -> bool:
+        try:
+            more = self._client.sock.recv(65536)
+        except ConnectionResetError:
+            return False
+        self._raw += more
+        return bool(more)
