@@ -42,7 +42,7 @@ from pointsman.daemon.errors import (
 from pointsman.daemon.relay.answers import error_event
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming
-from pointsman.daemon.relay.gate import first_event_error
+from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
@@ -123,7 +123,8 @@ class Exchange:
     _failed: tuple[int, ...] = ()
     """slots of the workers that failed it"""
     _held: ResponseHead | None = None
-    """the head of a stream whose first event has not come"""
+    """the head of a stream whose first event has not come, or not all of it"""
+    _held_data = b""
     _permit: Waiter | None = None
     _has_free_permit = False
     _is_probe = False
@@ -413,6 +414,7 @@ class Exchange:
         booked, context = self.booked, self.context
         self.watch.failed()
         self.framing = self._held = None
+        self._held_data = b""
         if booked is None:
             return
         self._failed = (*self._failed, booked.slot)
@@ -454,9 +456,7 @@ class Exchange:
             if self._is_retried(outcome, head, framing, data, position):
                 return NOT_TAKEN
         elif head.is_event_stream and not framing.is_done:
-            if position == len(data):
-                self._held, self.framing = head, framing
-                return position
+            self._held, self.framing = head, framing
             return self._first_event(head, framing, data, position)
         return self._open(head, framing, data, position)
 
@@ -467,6 +467,16 @@ class Exchange:
         return parse_retry_after(value.decode("latin-1"), self.context.wall_us(self.context.now()) / 1e6)
 
     def _first_event(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+        """What `head_received` does. Nothing is passed on, or read by the framing, before the event is whole."""
+        if self._held_data:
+            before = len(self._held_data)
+            whole = self._held_data + data[position:]
+            self._held_data = b""
+            end = self._first_event(head, framing, whole, 0)
+            return end if end == NOT_TAKEN else max(end - before, 0) + position
+        if is_partial(head, data, position):
+            self._held_data = data[position:]
+            return len(data)
         self._held = None
         outcome = first_event_error(data, position)
         if outcome is not None and self._is_retried(outcome, head, framing, data, position):
@@ -548,7 +558,7 @@ class Exchange:
 
     def answer_complete(self) -> None:
         if self._held is not None and self.framing is not None:  # a stream that ended before its first event
-            self._open(self._held, self.framing, b"", 0)
+            self._open(self._held, self.framing, self._held_data, 0)
         self.upstream = None
         self._end(self.status, Ending.COMPLETE)
 
@@ -608,6 +618,7 @@ class Exchange:
         else:
             error = worker_timeout(f"no complete answer within {section.total_s:g} s", how.code)
             has_silent_worker = self.upstream is not None and self.head is None
+            self.is_exhausted = self.head is None
             self._finish_with(error, Ending.TIMEOUT, FAILED if has_silent_worker else NEUTRAL)
 
     def _count_timeout(self, deadline: Deadline) -> None:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import orjson
 
+from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 
 MAX_EVENT = 16384
+
+
+def is_partial(head: ResponseHead, data: bytes, start: int) -> bool:
+    """Whether the first event of a stream, from `start` on, is not all there; bodies of known length are not held."""
+    if head.content_length is not None or len(data) - start > MAX_EVENT:
+        return False
+    return data.find(b"\n\n", start) < 0 and data.find(b"\r\n\r\n", start) < 0
 
 
 def first_event_error(data: bytes, start: int) -> Outcome | None:

@@ -189,21 +189,25 @@ def silent_after(*parts: bytes) -> Script:
 def test_a_stream_cut_between_chunks_ends_with_an_error_event_and_no_final_chunk(
     sent: bytes, closing: bytes, client: Reader, worker: ScriptedWorker
 ) -> None:
-    worker.script = cut_after(SSE + sent)
+    first = chunk(event("first"))  # with less than a whole event there is no answer yet
+    worker.script = cut_after(SSE + first + sent)
     client.sock.sendall(post(b"/v1/completions", STREAM_BODY))
     answer = client.answer()
     assert answer.status == 200
     assert not answer.is_complete
-    assert answer.raw_body.startswith(sent)
-    told = answer.body[sum(len(piece) for piece in [sent.partition(b"\r\n")[2][:-2]]) :]
+    assert answer.raw_body.startswith(first + sent)
+    told = answer.body[len(event("first")) + len(sent.partition(b"\r\n")[2][:-2]) :]
     assert told.startswith(closing + b"data: ")
     error = json.loads(told.removeprefix(closing).removeprefix(b"data: "))
     assert error["error"]["code"] == "worker_bad_answer"
     assert b"[DONE]" not in answer.raw_body
 
 
-def test_a_stream_cut_before_its_first_event_is_502(client: Reader, worker: ScriptedWorker) -> None:
-    worker.script = cut_after(SSE)
+@pytest.mark.parametrize("sent", [b"", b"5", chunk(b'data: {"te'), chunk(b"data: 1\r\n")])
+def test_a_stream_cut_before_its_first_event_is_whole_is_502(
+    sent: bytes, client: Reader, worker: ScriptedWorker
+) -> None:
+    worker.script = cut_after(SSE + sent)
     client.sock.sendall(post(b"/v1/completions", STREAM_BODY))
     answer = client.answer()
     assert (answer.status, answer.is_complete) == (502, True)
