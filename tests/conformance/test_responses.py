@@ -203,7 +203,7 @@ def test_a_stream_cut_between_chunks_ends_with_an_error_event_and_no_final_chunk
     assert b"[DONE]" not in answer.raw_body
 
 
-@pytest.mark.parametrize("sent", [b"", b"5", chunk(b'data: {"te'), chunk(b"data: 1\r\n")])
+@pytest.mark.parametrize("sent", [b"", b"5", chunk(b'data: {"te')])
 def test_a_stream_cut_before_its_first_event_is_whole_is_502(
     sent: bytes, client: Reader, worker: ScriptedWorker
 ) -> None:
