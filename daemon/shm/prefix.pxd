@@ -22,7 +22,7 @@ cdef extern from "prefix_core.h" nogil:
         uint32_t chars, parent, holders
     ctypedef struct px_holding:
         uint32_t block, parent, next, children, pins
-        uint16_t slot
+        uint16_t slot, listed
         uint64_t stamp
     ctypedef struct px_pin:
         pass
@@ -113,4 +113,3 @@ cdef class RawIndex:
     cdef void _insert_into(self, int64_t slot, HashChain chain) noexcept
     cdef object _unpin(self, uint64_t token)
     cdef object _withdraw(self, uint64_t token, uint64_t keep)
-    cdef int64_t _load_record(self, const uint64_t *words, uint32_t slot, uint64_t n) except -1

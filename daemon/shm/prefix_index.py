@@ -1,7 +1,7 @@
 """The shared prefix index as the rest of the daemon uses it: a segment of its own, made once, inherited by all.
 
 `PrefixIndex` adds to the native operations (`prefix.pyx`, where the theory is) what needs no speed: creation, work in
-slices, snapshots. Names of the operations are those of the SGLang router's tree, where it has them.
+slices. Names of the operations are those of the SGLang router's tree, where it has them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import blake2b
 from typing import Self
 
 from pointsman.daemon.errors import PointsmanError
@@ -20,13 +18,12 @@ from pointsman.daemon.shm.prefix import HashChain, RawIndex
 from pointsman.daemon.shm.prefix_layout import (
     HEADER_BYTES,
     MAX_BLOCK_CHARS,
-    MAX_SLOTS,
     MIB,
     MIN_BLOCK_CHARS,
     PrefixLayout,
 )
 
-__all__ = ["NO_PIN", "SLICE_US", "HashChain", "PrefixIndex", "PrefixIndexError", "read_seed"]
+__all__ = ["NO_PIN", "SLICE_US", "HashChain", "PrefixIndex", "PrefixIndexError"]
 
 SLICE_US = 1000
 """CPU time of one slice of background work."""
@@ -36,15 +33,10 @@ FREE_SHARE = 16
 """Background eviction keeps one in so many entries free, so that inserts seldom evict."""
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
-_DUMP_HEAD = struct.Struct("<8sIIQIIQ")
-"""magic, version, bytes per block, seed, slots, 0, bytes of records"""
-_DUMP_MAGIC = b"PTSPFXD1"
-_DUMP_VERSION = 1
-_DUMP_DIGEST_BYTES = 16
 
 
 class PrefixIndexError(PointsmanError):
-    """A segment or a dump that is not one of this index: the message says why."""
+    """A segment that is not one of this index: the message says why."""
 
 
 class PrefixIndex(RawIndex):
@@ -61,8 +53,8 @@ class PrefixIndex(RawIndex):
     def create(cls, size_mib: float, slots: int, *, block_bytes: int = 512, seed: int | None = None) -> Self:
         """A new index of at most `size_mib` for `slots` workers, every page touched.
 
-        About 170 bytes per block of `block_bytes`: 64 MiB hold 400,000. `seed` (64 bits) is drawn unless given; an
-        index can load the dumps of one with the same seed only. Raises ValueError for sizes that make no index.
+        About 170 bytes per block of `block_bytes`: 64 MiB hold 400,000. `seed` (64 bits) is drawn unless given; what
+        another index held (prefix_dump) is of use under the same seed only. Raises ValueError for sizes that make none.
         """
         if not MIN_BLOCK_CHARS <= block_bytes <= MAX_BLOCK_CHARS:
             raise ValueError(f"a block has {MIN_BLOCK_CHARS} to {MAX_BLOCK_CHARS} bytes, not {block_bytes}")
@@ -160,65 +152,6 @@ class PrefixIndex(RawIndex):
     def smallest_tenant(self, slots: Iterable[int]) -> int:
         """The slot with the fewest characters, the first of equals; -1 when there is none to choose from."""
         return self.smallest(slots)
-
-    # --- snapshots
-
-    def dump(self) -> bytes:
-        """What every worker is believed to hold, in order of use; no pins, no capacities, 16 bytes per block.
-
-        Others may use the index meanwhile. Raises TimeoutError when the lock is not to be had for 1 s.
-        """
-        totals = self.totals()
-        records = self.dump_records()
-        head = _DUMP_HEAD.pack(
-            _DUMP_MAGIC, _DUMP_VERSION, totals["block_bytes"], totals["seed"], totals["slots"], 0, len(records)
-        )
-        return b"".join((head, records, _digest(head, records)))
-
-    def load(self, dump: bytes, slots: Mapping[int, int] | None = None) -> int:
-        """Adds a dump's content. `slots`: which slot of it is which here, others are left out (None: the same numbers).
-
-        Returns the number of blocks added. Raises PrefixIndexError when the dump is broken, or was made with another
-        seed or block size: its hashes mean nothing here.
-        """
-        block_bytes, seed, count, records = _open_dump(dump)
-        totals = self.totals()
-        if seed != totals["seed"]:
-            raise PrefixIndexError("the dump was made with another hash seed")
-        if block_bytes != totals["block_bytes"]:
-            raise PrefixIndexError(f"the dump has blocks of {block_bytes} bytes, the index of {totals['block_bytes']}")
-        chosen = {slot: slot for slot in range(totals["slots"])} if slots is None else slots
-        try:
-            return self.load_records(records, [chosen.get(slot, -1) for slot in range(count)])
-        except ValueError as error:
-            raise PrefixIndexError(f"the dump is broken: {error}") from error
-
-
-def read_seed(dump: bytes) -> int:
-    """The seed that an index needs to load this dump. Raises PrefixIndexError for a broken one."""
-    return _open_dump(dump)[1]
-
-
-def _open_dump(dump: bytes) -> tuple[int, int, int, memoryview]:
-    """Bytes per block, seed, slots, records."""
-    if len(dump) < _DUMP_HEAD.size + _DUMP_DIGEST_BYTES or not dump.startswith(_DUMP_MAGIC):
-        raise PrefixIndexError("this is not a dump of a prefix index")
-    _, version, block_bytes, seed, slots, _, size = _DUMP_HEAD.unpack_from(dump)
-    if version != _DUMP_VERSION:
-        raise PrefixIndexError(f"the dump is of version {version}, not {_DUMP_VERSION}")
-    if len(dump) != _DUMP_HEAD.size + size + _DUMP_DIGEST_BYTES:
-        raise PrefixIndexError("the dump is broken: its length is wrong")
-    view = memoryview(dump)
-    head, records = view[: _DUMP_HEAD.size], view[_DUMP_HEAD.size : -_DUMP_DIGEST_BYTES]
-    if _digest(head, records) != view[-_DUMP_DIGEST_BYTES:]:
-        raise PrefixIndexError("the dump is broken: its checksum is wrong")
-    return block_bytes, seed, min(slots, MAX_SLOTS), records
-
-
-def _digest(head: bytes | memoryview, records: bytearray | memoryview) -> bytes:
-    digest = blake2b(head, digest_size=_DUMP_DIGEST_BYTES)
-    digest.update(records)
-    return digest.digest()
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
