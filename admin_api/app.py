@@ -24,6 +24,7 @@ from pointsman.admin_api.handlers.explain import ExplainHandlers
 from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
 from pointsman.admin_api.handlers.record import RecordHandlers
+from pointsman.admin_api.handlers.state import StateHandlers
 from pointsman.admin_api.handlers.status import StatusHandlers
 from pointsman.admin_api.handlers.upgrade import UpgradeHandlers
 from pointsman.admin_api.handlers.workers import WorkerHandlers
@@ -56,6 +57,7 @@ def build_app(
         LegacyHandlers,
         ConfigHandlers,
         RecordHandlers,
+        StateHandlers,
         FanoutHandlers,
         UpgradeHandlers,
     )

@@ -148,6 +148,12 @@ class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
     took_s: float
 
 
+class SavedStateView(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    bytes: int
+    seconds: float
+
+
 class FanoutRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is asked of many workers at once."""
 
@@ -272,6 +278,10 @@ class ControlPort(Protocol):
 
     def metrics(self) -> bytes:
         """Prometheus text exposition format 0.0.4."""
+        ...
+
+    async def save_state(self) -> SavedStateView:
+        """What routing has learned is on the disk when it returns. 500 `STATE_NOT_SAVED`."""
         ...
 
     def record(self, seconds: float) -> AsyncGenerator[bytes]:

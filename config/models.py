@@ -109,6 +109,12 @@ class ServeConfig(BaseSettings):
     )
     profiles_file: str | None = _key("profiles_file", "profiles (.json, .yaml, .toml), read live", min_length=1)
     workers_file: str | None = _key("workers_file", "declared workers (.json, .yaml, .toml), read live", min_length=1)
+    state_snapshot_interval_s: float = _seconds(
+        "state_snapshot_interval_s", "between two writes of what routing has learned to state_dir; 0 = at the stop only"
+    )
+    state_max_age_s: float = _seconds(
+        "state_max_age_s", "how old what was written may be for a start to load it; 0 = neither write nor load it"
+    )
 
     workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
     policy: Annotated[str, AfterValidator(canonical_name)] = _key(

@@ -26,6 +26,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     config_file: str | None = None
     profiles_file: str | None = None
     workers_file: str | None = None
+    state_snapshot_interval_s: float = 60.0
+    """between two writes of the learned routing state, if it changed; 0 = at the stop only"""
+    state_max_age_s: float = 3600.0
+    """how old it may be for a start to load it; 0 = neither written nor loaded"""
 
     # routing
     workers: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ GET    /decisions/REQUEST-ID  one of them, with its explanation where it was kep
 GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
 POST   /upgrade               {{"timeout_s": 30}}: the installed version takes over; answered when it has, or could not
+POST   /state/snapshot        write what routing has learned to the state directory, now
 POST   /record                {{"minutes": 10}}: the traffic as lines of a trace (lengths, times, hashes; no text)
 DELETE /record                end that early
 GET    /get_loads             the engines' own words about their load

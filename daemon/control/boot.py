@@ -23,7 +23,7 @@ from pointsman.config.settings import Settings
 from pointsman.config.snapshot import Snapshot
 from pointsman.config.watch import watch
 from pointsman.daemon import leash
-from pointsman.daemon.control import admin, files, restore
+from pointsman.daemon.control import admin, files, recalling, restore
 from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.channel import Channel
 from pointsman.daemon.control.decisions import Decisions
@@ -35,6 +35,7 @@ from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
+from pointsman.daemon.control.saving import StateSaver
 from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
 from pointsman.daemon.control.upgrading import Upgrader
@@ -57,6 +58,8 @@ FINISH_CHANGES_S = 4.0
 """for changes under way when another daemon takes over"""
 FIRST_PROBES_S = 2.0
 """how long a start waits for workers that do not answer"""
+FIRST_PAGES_S = 1.0
+"""how long a start waits for engines to show that they are those that were known"""
 
 
 class BootError(PointsmanError):
@@ -154,11 +157,12 @@ class Control:
         self._registry = registry = Registry(segment.layout.slots, lambda: str(uuid4()), settings.workers_file)
         rules = address_rules(settings.worker_networks, self._own_ports())
         self._locator = locator = Locator(rules, registry.pinned)
-        scraper = Scraper(segment, client, self._background.spawn, self._engine_restarted)
+        self._scraper = scraper = Scraper(segment, client, self._background.spawn, self._engine_restarted)
         around = Surroundings(self._background.spawn, locator.resolve, self._publish_found)
         self._prober = Prober(settings, segment, client, around, scraper)
         self._publisher = publisher = Publisher(self._channel, segment, last, self._compile)
         self._residency = Residency(self._routing, settings, lambda: publisher.current)
+        self._saver = StateSaver(self._routing, settings, registry, scraper, self._residency)
         self._drainer = Drainer(self._routing, registry, lambda: publisher.current, self._slot_freed)
         catalog = Catalog(
             segment,
@@ -185,6 +189,7 @@ class Control:
             Decisions(self._routing, lambda: publisher.current.workers),
             Fanning(catalog, client, self._residency.forget),
             Upgrader(self._channel, segment, settings, self._upgrade_over),
+            self._saver,
         )
 
     def _own_ports(self) -> frozenset[int]:
@@ -222,11 +227,21 @@ class Control:
             changes = await restore.declare_stored(self._registry, self._locator, self._state)
             with suppress(NotPublished):  # tried again below
                 await service.catalog.settle(changes)
+        if last is None or welcome.stands_by:
+            await self._recall()
+        self._background.keep("saved state", self._saver.run)
         await self._publish_first()
         self._servers = await admin.serve(service, self._settings, self._admin_sockets, self._changes)
         self._channel.on("yield", lambda *_: self._vital.spawn("yield", self._yield()))
         self._channel.send(Message("ready"))
         log("control_ready", generation=self._publisher.current.generation, workers=len(self._registry.live()))
+
+    async def _recall(self) -> None:
+        """What the daemon before this one had learned, as far as its engines are still there."""
+        saved = await recalling.read_saved(self._settings)
+        if saved is not None:
+            await self._scraper.read_all(FIRST_PAGES_S)
+            await recalling.recall(saved, self._settings, self._routing, self._registry, self._scraper)
 
     async def _publish_first(self) -> None:
         """However long the shards take to start: whether this takes too long is for the supervisor to judge."""
@@ -301,6 +316,7 @@ class Control:
         await self._changes.close(FINISH_CHANGES_S)
         await self._drain()
         await self._servers.close_doors()
+        await self._saver.save_last()
         self._state.unlock()
         self._has_yielded = True
         self._channel.send(Message("yielded"))
@@ -321,6 +337,8 @@ class Control:
                 return EXIT_SOFTWARE  # the supervisor starts another one
         await self._drain()
         await self._servers.stop()
+        if not self._has_yielded:  # else the state directory is another daemon's
+            await self._saver.save_last()
         return EXIT_OK
 
 

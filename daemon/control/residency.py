@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from pointsman.config.settings import Settings
@@ -28,6 +29,8 @@ class Residency:
         self._last_eviction = time.monotonic()
         self._has_shrunk = False
         """a capacity was lowered: evict without waiting for the interval"""
+        self.forgotten: Counter[int] = Counter()
+        """times that a slot's cache was found to be gone"""
 
     async def run(self) -> None:
         """For good: follow the capacities, evict when it is due."""
@@ -65,6 +68,7 @@ class Residency:
     async def forget(self, slot: int) -> int:
         """The cache of the worker at `slot` is gone. Nothing of it is matched from now on; returns the characters."""
         held = self._state.index.size(slot)
+        self.forgotten[slot] += 1
         await _in_slices(self._state.index.forget(slot))
         return held
 

@@ -14,6 +14,7 @@ from pointsman.admin_api.ports import (
     FanoutRequest,
     FanoutView,
     LoadsView,
+    SavedStateView,
     StatusView,
     UpgradeView,
     WorkerPatch,
@@ -33,6 +34,7 @@ from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.upgrading import Upgrader
+from pointsman.daemon.control.saving import StateSaver
 from pointsman.daemon.control.views import Clock, process_views
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at
@@ -59,6 +61,7 @@ class ControlService:
     routed: Decisions
     fanning: Fanning
     upgrader: Upgrader
+    saver: StateSaver
 
     @property
     def segment(self) -> Segment:
@@ -157,6 +160,14 @@ class ControlService:
             last_reload_success_at=self.publisher.published_at,
         )
         return metrics.render(self.routing, self.publisher.current, info)
+
+    async def save_state(self) -> SavedStateView:
+        try:
+            saved = await self.saver.save()
+        except (OSError, TimeoutError) as error:
+            message = f"what routing has learned cannot be saved in {self.settings.state_dir}: {error}"
+            raise RequestError(500, "STATE_NOT_SAVED", message, fault=Fault.OPERATOR, type="server_error") from None
+        return SavedStateView(path=str(saved.path), bytes=saved.size_bytes, seconds=saved.seconds)
 
     def record(self, seconds: float) -> AsyncGenerator[bytes]:
         return self.recorder.record(seconds)

@@ -95,6 +95,17 @@ cdef double CHARS_PER_TOKEN = 4.0
 cdef double FIRST_TPOT_S = 0.02
 NONE = -1
 
+# What is worth keeping over a restart (`costs`): name, word, whether it is a count.
+_COSTS = (
+    ("per_tokens", H_PER_TOKENS, False), ("per_pairs", H_PER_PAIRS, False),
+    ("slope_tokens", H_SLOPE_TOKENS, False), ("slope_pairs", H_SLOPE_PAIRS, False),
+    ("p00", H_P00, False), ("p01", H_P01, False), ("p11", H_P11, False), ("base_s", H_BASE_S, False),
+    ("seen", H_SEEN, True),
+    ("output_mean", H_OUTPUT_MEAN, False), ("output_seen", H_OUTPUT_SEEN, True),
+    ("stay_s", H_STAY, False), ("stay_seen", H_STAY_SEEN, True),
+    ("lost", H_LOST, False),
+)
+
 # why a worker was picked: positions in routing.picking.REASONS
 cdef enum:
     PREFIX = 0
@@ -500,6 +511,36 @@ cdef class Bookings:
     @property
     def prefills_seen(self) -> int:
         return self.word[H_SEEN]
+
+    # --- what outlives the daemon
+
+    def costs(self) -> dict:
+        """All that was learned of the fleet: the cost model, lengths and stays of answers, the share of lost blocks."""
+        return {
+            name: self.word[word] if is_count else (<double *> self.word)[word] for name, word, is_count in _COSTS
+        }
+
+    def recall_costs(self, costs):
+        """What `costs` told. Raises ValueError, before anything changed, unless it has all names and finite numbers."""
+        cdef int64_t word
+        if {name for name, _, _ in _COSTS} != costs.keys() or not all(isfinite(value) for value in costs.values()):
+            raise ValueError("these are no costs")
+        for name, word, is_count in _COSTS:
+            if is_count:
+                self.word[word] = <int64_t> costs[name]
+            else:
+                (<double *> self.word)[word] = costs[name]
+
+    def pace(self, int64_t worker) -> tuple:
+        """What was learned of one worker: smoothed seconds per output token, and of how many answers."""
+        return self.tpot_s(worker), self._worker(worker)[W_TPOT_SEEN]
+
+    def recall_pace(self, int64_t worker, double tpot_s, int64_t seen):
+        """What `pace` told. Raises ValueError for what it cannot have told."""
+        cdef int64_t *row = self._worker(worker)
+        if not (isfinite(tpot_s) and tpot_s > 0 and seen > 0):
+            raise ValueError("this is no pace")
+        (<double *> row)[W_TPOT], row[W_TPOT_SEEN] = tpot_s, seen
 
     # --- inside
 

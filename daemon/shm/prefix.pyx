@@ -720,7 +720,7 @@ cdef class RawIndex:
         return {
             "size_bytes": head.size, "slots": head.slots, "block_bytes": head.block_bytes, "seed": head.seed,
             "block_count": head.block_count, "holding_count": head.holding_count, "pin_count": head.pin_count,
-            "blocks_used": head.blocks_used, "holdings_used": head.holdings_used, "pins_used": head.pins_used,
+            "clock": head.clock, "blocks_used": head.blocks_used, "holdings_used": head.holdings_used, "pins_used": head.pins_used,
             "evictions": head.evictions, "memory_evictions": head.memory_evictions, "truncations": head.truncations,
             "pin_failures": head.pin_failures, "dropped_pins": head.dropped_pins,
             "lock_timeouts": head.lock_timeouts, "recoveries": head.recoveries, "resets": head.resets,

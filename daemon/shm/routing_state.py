@@ -52,9 +52,10 @@ class RoutingState:
         self.bookings.lend(self.matched, self.pinned)
 
     @classmethod
-    def create(cls, segment: Segment, size: IndexSize, max_tree_size: int) -> RoutingState:
-        """Only by the supervisor. Raises ValueError for sizes that make no index."""
-        index = PrefixIndex.create(size.mib, segment.layout.slots + 1, block_bytes=size.block_bytes)
+    def create(cls, segment: Segment, size: IndexSize, max_tree_size: int, seed: int | None = None) -> RoutingState:
+        """Only by the supervisor. `seed`: of the hashes, drawn unless given. Raises ValueError for sizes that make no
+        index."""
+        index = PrefixIndex.create(size.mib, segment.layout.slots + 1, block_bytes=size.block_bytes, seed=seed)
         state = cls(segment, index)
         state.bookings.create()
         state.fit_ghost(max_tree_size)

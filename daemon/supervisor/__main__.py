@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pointsman.config import settings as settings_codec
 from pointsman.config.settings import Settings
@@ -21,6 +22,7 @@ from pointsman.daemon.supervisor.doors import Doors, open_doors
 from pointsman.daemon.supervisor.handover import Handover, HandoverError, Predecessor
 from pointsman.daemon.supervisor.listeners import ListenError
 from pointsman.daemon.supervisor.notify import Notifier
+from pointsman.daemon.workers.saved_state import FILE_NAME, read_seed
 
 
 def _shard(index: int, shards: int, state: RoutingState, settings_fd: int, doors: Doors) -> Child:
@@ -47,7 +49,8 @@ def _state(settings: Settings) -> RoutingState:
     """Raises ValueError for a prefix index that is too small, OSError for memory that is not to be had."""
     segment = Segment.create(settings.shards, settings.max_workers)
     size = IndexSize(settings.prefix_index_mib, settings.prefix_block_bytes)
-    return RoutingState.create(segment, size, settings.max_tree_size)
+    seed = read_seed(Path(settings.state_dir) / FILE_NAME)  # else nothing that was saved could be found again
+    return RoutingState.create(segment, size, settings.max_tree_size, seed)
 
 
 def run(settings: Settings, command: Sequence[str]) -> int:

@@ -50,7 +50,8 @@ TURN_S = 0.2
 MAX_EARLY_DEATHS = 5
 CONTROL_PAUSE_S = 0.25
 MAX_CONTROL_PAUSE_S = 15.0
-CONTROL_STOP_S = 2.0
+CONTROL_STOP_S = 10.0
+"""it writes what was learned to a disk that may be slow; if it hangs, its silence shows that sooner"""
 PAUSE_S = 1.0
 """a turn that comes later than this after the last one was not slow: we were not running"""
 STOP_MARGIN_S = 5.0

@@ -189,6 +189,8 @@ class Prober:
         else:
             health.failed(finding.error, started, self._now(), self._rng, is_refused=finding.is_refused)
         if health.status == before:
+            if before == STATUS_PENDING and finding.is_refused and self._companion is not None:
+                self._companion.worker_went_down(worker, is_refused=True)  # it may be known from before a restart
             return
         self._segment.set_status(worker.slot, health.status, expected=before)
         if health.status == STATUS_UP:

@@ -11,8 +11,10 @@ given it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Protocol
@@ -29,6 +31,7 @@ from pointsman.daemon.workers.engine_metrics import (
     parse_capacity,
 )
 from pointsman.daemon.workers.incarnation import Incarnation
+from pointsman.daemon.workers.marks import Marks
 from pointsman.daemon.workers.probe import ProbeClient, ProbeFailed
 from pointsman.daemon.workers.registry import Worker
 
@@ -105,6 +108,25 @@ class Scraper:
         source = self._sources.get(worker.id)
         return source.report if source else None
 
+    def marks(self, worker: Worker) -> tuple[Marks, bool]:
+        """To know its engine again by, after a restart; and whether it is certain that it is still the one it was."""
+        source = self._sources.get(worker.id)
+        return (source.incarnation.marks, source.incarnation.is_certain) if source else (Marks(), False)
+
+    def recall(self, worker: Worker, marks: Marks, *, is_certain: bool, away_s: float) -> bool:
+        """What `marks` told `away_s` ago. False: there is no way to find out whether it is still that engine."""
+        source = self._sources.get(worker.id)
+        return source is not None and source.incarnation.recall(marks, is_certain=is_certain, away_s=away_s)
+
+    async def read_all(self, timeout_s: float) -> None:
+        """One question to every worker that is up, all at once, as far as `timeout_s` reaches."""
+        due = [source for source in self._sources.values() if not source.is_asked and self._is_up(source)]
+        for source in due:
+            source.is_asked, source.is_urgent, source.asked = True, False, self._now()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*map(self._scrape, due))
+
     def worker_went_down(self, worker: Worker, is_refused: bool) -> None:
         """By a probe, or by a shard that met a refused connection."""
         source = self._sources.get(worker.id)
@@ -131,10 +153,12 @@ class Scraper:
                 self._spawn(f"metrics of {source.worker.url}", self._scrape(source))
 
     def _is_due(self, source: Source, now: float) -> bool:
-        worker = source.worker
-        if worker.address is None or self._segment.status(worker.slot) != STATUS_UP:
+        if not self._is_up(source):
             return False
         return source.is_urgent or now >= source.asked + self._interval(source) * source.shortening
+
+    def _is_up(self, source: Source) -> bool:
+        return source.worker.address is not None and self._segment.status(source.worker.slot) == STATUS_UP
 
     def _interval(self, source: Source) -> float:
         if not source.has_metrics:

@@ -1,7 +1,7 @@
 """What survives a restart: the workers that were added by the admin API, with their keys, in the state directory.
 
-One file, replaced as a whole (write aside, fsync, rename, fsync of the directory), readable by its owner only. A lock
-on the directory keeps a second daemon away; it is the kernel's (flock), so a killed process leaves none behind.
+One file, replaced as a whole, readable by its owner only. A lock on the directory keeps a second daemon away; it is
+the kernel's (flock), so a killed process leaves none behind.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from pointsman.config.load import DeclaredWorker
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.telemetry.logs import log
+from pointsman.daemon.workers.atomic_file import replace_file
 
 FILE_NAME = "workers.state.json"
 LOCK_NAME = "lock"
@@ -95,19 +96,7 @@ class WorkerState:
     def save(self, workers: Sequence[StoredWorker]) -> None:
         """Blocks until the disk has it. Raises OSError; the old file is then still whole."""
         data = msgspec.json.format(msgspec.json.encode(_State(VERSION, tuple(workers))), indent=2) + b"\n"
-        aside = self.path.with_suffix(".tmp")
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            os.fchmod(fd, 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        aside.replace(self.path)
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(self.path, data)
 
     def _move_aside(self, reason: str) -> None:
         if self._lock_fd < 0:

@@ -17,6 +17,7 @@ from pointsman.admin_api.ports import (
     LoadsView,
     LoadView,
     ProcessView,
+    SavedStateView,
     StatusView,
     TargetResult,
     UpgradeView,
@@ -200,6 +201,10 @@ class FakeControlPort:
             lock_timeouts=0,
             lock_recoveries=0,
         )
+
+    async def save_state(self) -> SavedStateView:
+        self._note("save_state")
+        return SavedStateView(path="/var/lib/pointsman/routing.state", bytes=4096, seconds=0.25)
 
     async def record(self, seconds: float) -> AsyncGenerator[bytes]:
         self._note("record", seconds)
