@@ -1,7 +1,7 @@
 """Gives a new daemon back what the one before it had learned, as far as the file can be believed.
 
-Workers are matched by URL, and the engine behind it by what its page told before the doors open (workers/incarnation.py).
-What an engine is said to hold that does not answer yet is loaded, too: its page decides when it is up.
+Workers are matched by URL, and the engine behind it by what its page told before the doors open
+(workers/incarnation.py). What an engine holds that does not answer yet is loaded, too: its page decides when it is up.
 """
 
 from __future__ import annotations

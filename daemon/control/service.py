@@ -33,8 +33,8 @@ from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
-from pointsman.daemon.control.upgrading import Upgrader
 from pointsman.daemon.control.saving import StateSaver
+from pointsman.daemon.control.upgrading import Upgrader
 from pointsman.daemon.control.views import Clock, process_views
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at

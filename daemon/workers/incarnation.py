@@ -30,7 +30,7 @@ restarted in that second is not noticed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pointsman.daemon.workers.engine_metrics import EngineReport
 from pointsman.daemon.workers.marks import Marks
@@ -47,7 +47,7 @@ NO_RESTART_S = 30.0
 class Incarnation:
     """Of one worker. What returns a reason reports a restart."""
 
-    _seen: Marks = Marks()
+    _seen: Marks = field(default_factory=Marks)
     _is_known: bool = False
     _suspicion: str | None = None
     """Why it may be another process by now."""

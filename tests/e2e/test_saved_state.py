@@ -79,15 +79,50 @@ def test_an_engine_that_restarted_in_between_is_forgotten_and_the_others_are_not
         os.kill(gone.pid, signal.SIGKILL)
         stack.enter_context(launch_engines(1, "--port", str(gone.port)))
         with started(tmp_path, engines) as gate:
+            loaded = gate.wait_log("routing_state_loaded")
             after = decisions(gate)
-            forgotten = [line["worker"] for line in gate.log if line["event"] == "cache_forgotten"]
-    assert forgotten == [gone.url]
+    assert (loaded["workers"], loaded["workers_left_out"]) == (1, 1)
     assert {one["worker"] for one in before} == {gone.url, stays.url}
     for old, new in zip(before, after, strict=True):
         if old["worker"] == stays.url:
             assert (new["worker"], new["matched_tokens"]) == (stays.url, old["matched_tokens"])
         else:
             assert new["matched_tokens"] < 50, "at most what it shares with a prompt before it"
+
+
+def test_an_engine_that_comes_up_late_is_judged_then(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        engines = [stack.enter_context(launch_engines(1))[0] for _ in range(2)]
+        urls = [engine.url for engine in engines]
+        with started(tmp_path, engines) as gate:
+            held = {worker: placed(decisions(gate)).count(worker) for worker in urls}
+            assert min(held.values()) > 0
+        late = engines[0]
+        os.kill(late.pid, signal.SIGKILL)
+        with gateway(*PROBES, "--workers", *urls, folder=tmp_path) as gate:
+            loaded = gate.wait_log("routing_state_loaded")
+            assert (loaded["workers"], loaded["workers_left_out"]) == (2, 0), "nobody knows yet"
+            stack.enter_context(launch_engines(1, "--port", str(late.port)))
+            assert gate.wait_log("cache_forgotten")["worker"] == late.url
+            assert gate.wait_log("engine_restarted")["reason"] == "another start time"
+
+
+def test_an_upgrade_takes_along_what_was_learned(tmp_path: Path) -> None:
+    with launch_engines(3) as engines, started(tmp_path, engines) as gate:
+        decisions(gate)
+        before = decisions(gate)
+        status, answer = gate.admin("POST", "/upgrade", {"timeout_s": 30}, timeout_s=40.0)
+        try:
+            assert status == 200, answer
+            loaded = gate.wait_log("routing_state_loaded")
+            assert gate.process.wait(10) == 0
+            after = decisions(gate)
+        finally:
+            if status == 200:
+                os.kill(answer["pid"], signal.SIGTERM)
+                gate.wait_until("the new one has ended", lambda: not Path(f"/proc/{answer['pid']}").exists())
+    assert loaded["workers"] == 3
+    assert hit_share(after) == hit_share(before) > 0.95
 
 
 def test_after_a_kill_the_last_periodic_snapshot_counts(tmp_path: Path) -> None:
