@@ -55,25 +55,27 @@ def _state(settings: Settings) -> RoutingState:
 
 def run(settings: Settings, command: Sequence[str]) -> int:
     """`command` starts this daemon again, for an upgrade; empty when it is not known."""
+    heritage: Handover | None = None
     try:
-        heritage = handover.read(os.environ)
+        heritage = handover.take(os.environ)
         doors = open_doors(settings, heritage)
     except (HandoverError, ListenError) as error:
-        return _not_started(str(error))
+        return _not_started(str(error), heritage)
     try:
         arbiter = _arbiter(doors.bound(settings), doors, heritage, command)
     except (ValueError, OSError, MemoryError) as error:
         doors.remove_files()
-        return _not_started(f"prefix_index_mib = {settings.prefix_index_mib}: {error}")
+        return _not_started(f"prefix_index_mib = {settings.prefix_index_mib}: {error}", heritage)
     try:
         return arbiter.run()
     finally:
         doors.remove_files()
 
 
-def _not_started(reason: str) -> int:
+def _not_started(reason: str, heritage: Handover | None) -> int:
     print(f"pointsman: {reason}", file=sys.stderr)
-    handover.refuse(os.environ, reason)
+    if heritage is not None:
+        heritage.refuse(reason)
     return EXIT_UNAVAILABLE
 
 
@@ -86,7 +88,6 @@ def _arbiter(settings: Settings, doors: Doors, heritage: Handover | None, comman
     listen = listeners.describe(doors.data[0])
     arbiter = Arbiter(settings, state, shards, control, Notifier(), listen, Estate(doors, command))
     if heritage is not None:
-        del os.environ[handover.VARIABLE]
         arbiter.follow(Predecessor(heritage), handover.inherited_generation(heritage, settings))
     return arbiter
 

@@ -184,6 +184,7 @@ class Arbiter:
             self._tell(now)
             for key, _ in self._selector.select(TURN_S):
                 self._read(key)
+        self._leaving.close()
         log("stopped", exit_code=self._stop.exit_code)
         return self._stop.exit_code
 

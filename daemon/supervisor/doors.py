@@ -7,6 +7,7 @@ shuts them down nor removes their files.
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, field
 
@@ -64,14 +65,24 @@ def open_doors(settings: Settings, handover: Handover | None) -> Doors:
     try:
         for where in settings.admin_listen:
             if where in left:
-                doors.admin[where] = listeners.adopt(left[where])
+                doors.admin[where] = socket.socket(fileno=left[where])
                 doors.taken.add(where)
             else:
                 doors.admin[where] = listeners.admin_socket(where)
     except listeners.ListenError as error:
         doors.remove_files()
         raise _with_remedy(error, handover) from None
+    if handover is not None:
+        _close_the_rest(handover, doors)
     return doors
+
+
+def _close_the_rest(handover: Handover, doors: Doors) -> None:
+    """What was passed, and is not configured any more."""
+    unused = [fd for where, fd in handover.admin_fds.items() if where not in doors.taken]
+    unused += handover.data_fds if DATA not in doors.taken else ()
+    for fd in unused:
+        os.close(fd)
 
 
 def _data_doors(settings: Settings, handover: Handover | None) -> Doors:
@@ -88,7 +99,7 @@ def _data_doors(settings: Settings, handover: Handover | None) -> Doors:
 
 
 def _inherited_doors(settings: Settings, handover: Handover) -> Doors:
-    data = [listeners.adopt(fd) for fd in handover.data_fds]
+    data = [socket.socket(fileno=fd) for fd in handover.data_fds]
     if not handover.is_socket_activated:
         data += listeners.more_data_sockets(data[0], settings.shards - len(data))
     return Doors(settings.host, settings.port, tuple(data), handover.is_socket_activated, {}, {DATA})

@@ -32,9 +32,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -78,9 +79,21 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         optional = (self.snapshot_fd,) if self.snapshot_fd >= 0 else ()
         return (self.channel_fd, *self.data_fds, *self.admin_fds.values(), *optional)
 
+    def refuse(self, reason: str) -> None:
+        """To the running daemon: why nobody takes over."""
+        _refuse(self.channel_fd, reason)
 
-class _Protocol(msgspec.Struct, frozen=True):
+
+class _Outline(msgspec.Struct, frozen=True):
+    """What every protocol has."""
+
     protocol: int
+    channel_fd: int
+
+
+def _refuse(channel_fd: int, reason: str) -> None:
+    with suppress(OSError), socket.socket(fileno=os.dup(channel_fd)) as channel:
+        leash.send(channel, Message("failed", reason=reason))
 
 
 def read(environ: Mapping[str, str]) -> Handover | None:
@@ -90,22 +103,34 @@ def read(environ: Mapping[str, str]) -> Handover | None:
         return None
     try:
         data = leash.read_all(int(text))
-        protocol = msgspec.json.decode(data, type=_Protocol).protocol
-        if protocol != PROTOCOL:
-            message = f"the running version hands over by protocol {protocol}, this one ({VERSION}) takes {PROTOCOL}"
-            raise HandoverError(f"{message}: restart instead")
+        outline = msgspec.json.decode(data, type=_Outline)
+        if outline.protocol != PROTOCOL:
+            reason = (
+                f"version {VERSION} takes over by protocol {PROTOCOL} only, not {outline.protocol}: restart instead"
+            )
+            _refuse(outline.channel_fd, reason)
+            raise HandoverError(reason)
         return msgspec.json.decode(data, type=Handover)
     except (ValueError, OSError, msgspec.MsgspecError) as error:
         raise HandoverError(f"${VARIABLE} is not what a running pointsman passes: {error}") from None
 
 
+def take(environ: MutableMapping[str, str]) -> Handover | None:
+    """As `read`, by who takes over: no child of ours is to find any of it. Raises HandoverError."""
+    handover = read(environ)
+    if handover is not None:
+        os.close(int(environ.pop(VARIABLE)))
+        for fd in handover.fds:
+            os.set_inheritable(fd, False)
+    return handover
+
+
 def refuse(environ: Mapping[str, str], reason: str) -> None:
     """Tells the running daemon, if this process was to follow one, why it does not."""
-    with suppress(HandoverError, OSError):
+    with suppress(HandoverError):
         handover = read(environ)
         if handover is not None:
-            with socket.socket(fileno=os.dup(handover.channel_fd)) as channel:
-                leash.send(channel, Message("failed", reason=reason))
+            handover.refuse(reason)
 
 
 def inherited_generation(handover: Handover, settings: Settings) -> tuple[int, bytes] | None:
@@ -117,6 +142,7 @@ def inherited_generation(handover: Handover, settings: Settings) -> tuple[int, b
     if handover.snapshot_fd < 0:
         return None
     data = leash.read_all(handover.snapshot_fd)
+    os.close(handover.snapshot_fd)
     try:
         workers = snapshot_codec.decode(data).workers
         fits = all(worker.slot < settings.max_workers for worker in workers)
@@ -146,13 +172,14 @@ class Successor:
         with suppress(OSError):
             leash.send(self.channel, message)
 
+    def wait(self, timeout_s: float) -> None:
+        """Until its end."""
+        select.select([self._pidfd], [], [], timeout_s)
+
     def kill(self) -> None:
-        """With its children: they die with it."""
+        """Once, if it is not gone by now."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    def close(self) -> None:
-        self.channel.close()
         os.close(self._pidfd)
 
 
@@ -215,7 +242,6 @@ class Predecessor:
         self.generation = handover.generation
         """when this process was started"""
         self.channel = socket.socket(fileno=handover.channel_fd)
-        self.channel.set_inheritable(False)
         self.channel.setblocking(False)
         self.has_been_told = ""
         """The last of standing_by, serving."""

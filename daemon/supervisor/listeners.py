@@ -107,16 +107,11 @@ def inherited_sockets() -> list[socket.socket]:
     return [_adopt(fd) for fd in range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))]
 
 
-def adopt(fd: int) -> socket.socket:
-    """A socket that was inherited, and is not for our children to inherit."""
-    os.set_inheritable(fd, False)
-    return socket.socket(fileno=fd)
-
-
 def _adopt(fd: int) -> socket.socket:
     remedy = "(see ListenStream= in pointsman.socket)"
     try:
-        sock = adopt(fd)
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
         is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise ListenError(f"inherited descriptor {fd} is no socket: {error.strerror} {remedy}") from None

@@ -27,6 +27,9 @@ from pointsman.daemon.supervisor.upgrade import Step, Upgrade
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.version import VERSION
 
+DISMISSAL_S = 1.0
+"""for a successor to end by itself: children of it that have hardly begun would survive its being killed"""
+
 
 class Daemon(Protocol):
     @property
@@ -81,6 +84,8 @@ class Leaving:
         self._selector = selector
         self._upgrade: Upgrade | None = None
         self._successor: Successor | None = None
+        self._dismissed: list[tuple[float, Successor]] = []
+        """(when it is killed, who): told to be gone, and to take its children with it"""
 
     @property
     def holds_control(self) -> bool:
@@ -133,7 +138,7 @@ class Leaving:
             )
             match step:
                 case None:
-                    return
+                    break
                 case Step.YIELD:
                     daemon.tell_control(Message("yield"))
                 case Step.KILL_CONTROL:
@@ -143,7 +148,11 @@ class Leaving:
                 case Step.COMMIT:
                     self._commit(now, self._upgrade, self._successor)
                 case Step.GIVE_UP:
-                    self._give_up(self._upgrade, self._successor)
+                    self._give_up(now, self._upgrade, self._successor)
+        for kill_at, successor in self._dismissed[:]:
+            if now > kill_at:
+                self._dismissed.remove((kill_at, successor))
+                successor.kill()
 
     def abort(self, now: float, reason: str) -> None:
         """The upgrade that is under way, if there is one."""
@@ -160,16 +169,22 @@ class Leaving:
         log("upgraded", successor=successor.pid, version=successor.version, took_s=round(now - upgrade.started, 2))
         self._daemon.retire(set(successor.took))
 
-    def _give_up(self, upgrade: Upgrade, successor: Successor) -> None:
+    def close(self) -> None:
+        """Nobody is left behind, though it may take DISMISSAL_S."""
+        for _, successor in self._dismissed:
+            successor.wait(DISMISSAL_S)
+            successor.kill()
+
+    def _give_up(self, now: float, upgrade: Upgrade, successor: Successor) -> None:
         self._upgrade = None
-        successor.kill()
         self._forget(successor)
+        self._dismissed.append((now + DISMISSAL_S, successor))
         log("upgrade_failed", level="error", successor=successor.pid, reason=upgrade.failure)
         self._daemon.tell_control(Message("upgrade_failed", reason=upgrade.failure))
 
     def _forget(self, successor: Successor) -> None:
         self._selector.unregister(successor.channel)
-        successor.close()
+        successor.channel.close()
         self._successor = None
 
     def _hear(self) -> None:

@@ -126,9 +126,8 @@ def test_running_streams_end_before_the_daemon_does(engine: str) -> None:
             reply = late.ask(completion())
             assert reply.status == 200
             assert reply.headers["connection"] == "close"
-        status = gate.admin("GET", "/status")[1]
-        assert status["state"] == "draining"
-        assert status["in_flight"] == 2
+        assert gate.admin("GET", "/status")[1]["state"] == "draining"
+        gate.wait_until("only the streams run", lambda: gate.in_flight() == 2, 1)
 
         gate.wait_until("no more connections after the delay", lambda: refuses_connections(address_of(gate)), 3)
         for client in streams.values():

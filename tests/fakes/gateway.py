@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+
+from tests.fakes.processes import adopt_orphans, is_alive, wait_for_orphan
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
@@ -30,8 +33,7 @@ class Gateway:
         self._news = threading.Condition()
         for name in ("run", "state"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
-        command = [sys.executable, "-m", "pointsman.daemon.main", "serve", "--port", "0"]
-        command += ["--admin-listen", f"unix:{self.socket_path}", "127.0.0.1:0", *arguments]
+        command = [sys.executable, "-m", "pointsman.daemon.main", "serve", *self.addresses(), *arguments]
         self.process = subprocess.Popen(
             command,
             env=os.environ
@@ -43,6 +45,10 @@ class Gateway:
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
+
+    def addresses(self) -> list[str]:
+        """Flags: any free ports, and `socket_path`."""
+        return ["--port", "0", "--admin-listen", f"unix:{self.socket_path}", "127.0.0.1:0"]
 
     @property
     def socket_path(self) -> Path:
@@ -105,28 +111,52 @@ class Gateway:
         status = self.admin("GET", "/status")[1]
         return [row["pid"] for row in status["processes"] if row["name"].startswith(name)]
 
+    @property
+    def main_pid(self) -> int:
+        """Of the supervisor: another one after an upgrade."""
+        ready = [line["pid"] for line in self.log if line["event"] == "ready"]
+        return ready[-1] if ready else self.process.pid
+
+    @property
+    def successors(self) -> list[int]:
+        """Process ids of the supervisors that were started to take over, whether they did or not."""
+        return [line["successor"] for line in self.log if line["event"] == "upgrade_started"]
+
     def children(self) -> list[int]:
         """All live descendants, as the kernel sees them."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        path = Path(f"/proc/{self.main_pid}/task/{self.main_pid}/children")
         with suppress(FileNotFoundError):
             return [int(pid) for pid in path.read_text().split()]
         return []
 
     def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+        os.kill(self.main_pid, number)
 
     def stop(self) -> int:
         """SIGTERM and wait; returns the exit code. What does not end is killed, and fails the test."""
-        self.process.terminate()
+        self.signal(signal.SIGTERM)
         try:
             code = self.process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            return code if self.main_pid == self.process.pid else wait_for_orphan(self.main_pid, STOP_TIMEOUT_S)
+        except (subprocess.TimeoutExpired, TimeoutError):
+            self.kill()
             raise AssertionError(f"the daemon did not stop:\n{self.log_text()}") from None
         finally:
             self.close()
-        return code
+
+    def kill(self) -> None:
+        """Whatever there is of it, and its children with it."""
+        for pid in filter(is_alive, self.successors):
+            os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+        self.close()
+
+    def upgrade(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`pointsman upgrade`, as an operator calls it."""
+        adopt_orphans()
+        command = [sys.executable, "-m", "pointsman.daemon.main", "upgrade", "--admin", f"unix:{self.socket_path}"]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=90)
 
     def close(self) -> None:
         """After the process has ended: the rest of its log is read, its pipe closed."""
@@ -196,14 +226,15 @@ def _sample_name(name: str, labels: dict[str, str]) -> str:
 
 
 @contextmanager
-def gateway(*arguments: str, workers: Sequence[str] = (), shards: int = 2, **options: Any) -> Iterator[Gateway]:
+def gateway(*arguments: str, workers: Sequence[str] = (), shards: int | None = 2, **options: Any) -> Iterator[Gateway]:
     """A daemon that is ready and whose `workers` are healthy; stopped at the end, and its exit code checked.
 
-    `folder=` keeps its files where the test wants them, `environment=` adds variables.
+    `folder=` keeps its files where the test wants them, `environment=` adds variables, `shards=None` leaves the number
+    to a settings file.
     """
     with tempfile.TemporaryDirectory(prefix="pointsman-test-") as temporary:
         folder = Path(options.pop("folder", temporary))
-        command = ["--shards", str(shards), *arguments]
+        command = [*arguments] if shards is None else ["--shards", str(shards), *arguments]
         if workers:
             command += ["--workers", *workers]
         running = Gateway(folder, command, **options)
@@ -213,11 +244,9 @@ def gateway(*arguments: str, workers: Sequence[str] = (), shards: int = 2, **opt
                 running.wait_healthy(len(workers))
             yield running
         except BaseException:
-            running.process.kill()
-            running.process.wait()
-            running.close()
+            running.kill()
             raise
-        if running.process.poll() is None:
+        if is_alive(running.main_pid):
             assert running.stop() == 0, running.log_text()
         else:
             running.close()

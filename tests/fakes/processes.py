@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+_PR_SET_CHILD_SUBREAPER = 36
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -77,3 +79,21 @@ def wait_gone(pids: Iterable[int], timeout_s: float) -> float:
     """Returns how long it took until none of them lived."""
     waiting = list(pids)
     return wait_until(f"{waiting} have ended", lambda: not any(map(is_alive, waiting)), timeout_s)
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parents end become children of this process: somebody can wait for them."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def wait_for_orphan(pid: int, timeout_s: float) -> int:
+    """The exit code of an adopted process. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} runs on")
+        pause.wait(0.005)

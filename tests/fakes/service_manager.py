@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.fakes.processes import is_alive, wait_for_orphan
 
 START_TIMEOUT_S = 20.0
 
@@ -52,6 +55,8 @@ class ServiceManager:
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._notify.bind(self._environment["NOTIFY_SOCKET"])
         self.main: subprocess.Popen[bytes] | None = None
+        """As it was started; an upgrade leads to another one."""
+        self.main_pid = 0
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +64,9 @@ class ServiceManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.main is not None and self.main.poll() is None:
+        if self.main is not None:
+            if self.main_pid != self.main.pid and is_alive(self.main_pid):
+                os.kill(self.main_pid, signal.SIGKILL)
             self.main.kill()
             self.main.wait()
         self._notify.close()
@@ -79,15 +86,16 @@ class ServiceManager:
         command = [sys.executable, "-c", _LAUNCH, ",".join(map(str, passed)), *given]
         with (self.folder / "log").open("ab") as log:
             self.main = subprocess.Popen(command, env=self._environment, pass_fds=passed, stderr=log)
+        self.main_pid = self.main.pid
 
     def signal(self, number: int) -> None:
-        assert self.main is not None
-        self.main.send_signal(number)
+        os.kill(self.main_pid, number)
 
     def stop(self, timeout_s: float = START_TIMEOUT_S) -> int:
         assert self.main is not None
-        self.main.terminate()
-        return self.main.wait(timeout_s)
+        self.signal(signal.SIGTERM)
+        code = self.main.wait(timeout_s)
+        return code if self.main_pid == self.main.pid else wait_for_orphan(self.main_pid, timeout_s)
 
     # --- notifications
 
@@ -123,8 +131,11 @@ class ServiceManager:
     def _receive(self) -> list[str]:
         data, ancillary, _, _ = self._notify.recvmsg(4096, socket.CMSG_SPACE(12))
         sender = struct.unpack("iII", ancillary[0][2])[0]
-        if self.main is not None and sender != self.main.pid:
+        if sender != self.main_pid:
             self.strangers.append(sender)
         lines = data.decode().split("\n")
+        for line in lines:
+            if line.startswith("MAINPID="):
+                self.main_pid = int(line.removeprefix("MAINPID="))
         self.heard += lines
         return lines
