@@ -29,6 +29,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from pointsman.config.settings import Settings
 from pointsman.daemon import leash
@@ -38,7 +39,7 @@ from pointsman.daemon.leash import Message
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.supervisor.children import HEARTBEAT_LIMIT_S, Child
+from pointsman.daemon.supervisor.children import BOOT_LIMIT_S, HEARTBEAT_LIMIT_S, Child
 from pointsman.daemon.supervisor.doors import DATA, Doors
 from pointsman.daemon.supervisor.handover import Predecessor
 from pointsman.daemon.supervisor.notify import Notifier
@@ -290,6 +291,8 @@ class Arbiter:
                 continue
             if child.index in self._unclaimed and not self._reclaim(child.index):
                 continue
+            # Who waits for another daemon's word is not slow: that daemon judges how long it takes.
+            child.boot_limit_s = inf if self._is_on_probation else BOOT_LIMIT_S
             child.start()
             if child.channel is not None:
                 self._selector.register(child.channel, selectors.EVENT_READ, child)
@@ -422,7 +425,7 @@ class Arbiter:
 
     def _begin_stop(self, now: float, exit_code: int, reason: str) -> None:
         if self._following is not None:
-            if self._following.is_on_probation:
+            if self._is_on_probation:
                 self.abandon(reason)
                 return
             self._following.stop(is_now=False)
@@ -469,6 +472,10 @@ class Arbiter:
         return settings.drain_delay_s + grace_s + KILL_MARGIN_S
 
     # --- upgrades (succession.Daemon)
+
+    @property
+    def _is_on_probation(self) -> bool:
+        return self._following is not None and self._following.is_on_probation
 
     def _begin_upgrade(self, timeout_s: float) -> None:
         if self._stop.is_asked or not self._was_ready:
@@ -546,7 +553,7 @@ class Arbiter:
     # --- telling
 
     def _tell(self, now: float) -> None:
-        if self._following is not None and self._following.is_on_probation:
+        if self._following is not None and self._is_on_probation:
             self._following.advance()
         else:
             self._tell_systemd(now)

@@ -36,6 +36,7 @@ class Child:
         self.early_deaths = 0
         """deaths before it was ready, in a row"""
         self.restart_at = 0.0
+        self.boot_limit_s = BOOT_LIMIT_S
         self._segment = segment
 
     @property
@@ -92,7 +93,7 @@ class Child:
         beat_ns = self._segment.process(self.index).heartbeat_ns
         if beat_ns and now - beat_ns / 1e9 > HEARTBEAT_LIMIT_S:
             return True
-        return not self.is_ready and now - self.started_at > BOOT_LIMIT_S
+        return not self.is_ready and now - self.started_at > self.boot_limit_s
 
     def tell(self, message: Message, fd: int | None = None) -> bool:
         """False when it cannot be told: it is gone, or so far behind that it must be replaced."""

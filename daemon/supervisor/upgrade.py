@@ -11,8 +11,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from math import inf
 
-YIELD_S = 8.0
-"""for control to end what it does; it is killed then, which gives up its lock and sockets as well"""
+YIELD_S = 12.0
+"""for control to end what it does, and to save what was learned; it is killed then, which gives up its lock and sockets as well"""
 
 
 class Phase(Enum):
