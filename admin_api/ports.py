@@ -50,6 +50,29 @@ class WorkerPatch(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
+class BreakerShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's circuit breaker, one for all shards."""
+
+    state: Literal["closed", "open", "half_open"]
+    since: float | None
+    """Unix seconds; None: it never opened."""
+    failures_in_a_row: int
+    requests: int
+    """In its window, like `failures`."""
+    failures: int
+    openings: int
+
+
+class AdmissionShown(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests over all shards."""
+
+    max_concurrent_requests: int
+    """0: no limit"""
+    in_use: int
+    queue_size: int
+    waiting: int
+
+
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as it is now. Times are Unix seconds; the API key itself is never shown."""
 
@@ -74,6 +97,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     in_flight_bytes: int
     picks: int
+    breaker: BreakerShown
     last_error: str | None
     last_probe: float | None
     next_probe: float | None
@@ -128,6 +152,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     connections: int
     buffered_bytes: int
+    admission: AdmissionShown
     config: ConfigView
     lock_timeouts: int
     lock_recoveries: int

@@ -135,8 +135,11 @@ def no_worker(detail: str) -> RequestError:
     )
 
 
+CIRCUIT_OPEN = "circuit_open"
+
+
 def breaker_open(detail: str, retry_after_s: float) -> RequestError:
-    return _try_again(503, "circuit_open", detail, retry_after_s, Fault.WORKER)
+    return _try_again(503, CIRCUIT_OPEN, detail, retry_after_s, Fault.WORKER)
 
 
 def not_admitted(status: int, code: str, message: str, retry_after_s: float) -> RequestError:

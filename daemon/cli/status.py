@@ -69,6 +69,12 @@ def _figures(status: dict[str, Any], now: float) -> str:
         f"requests       {status['in_flight']} in flight, {status['connections']} connections, "
         f"{size(status['buffered_bytes'])} buffered"
     )
+    admission = status["admission"]
+    if admission["max_concurrent_requests"]:
+        limit, size_ = admission["max_concurrent_requests"], admission["queue_size"]
+        lines.append(
+            f"admission      {admission['in_use']} of {limit} at workers, {admission['waiting']} of {size_} waiting"
+        )
     if status["lock_timeouts"] or status["lock_recoveries"]:
         lines.append(f"routing lock   {status['lock_timeouts']} timeouts, {status['lock_recoveries']} recoveries")
     return "\n".join(lines)
@@ -90,6 +96,12 @@ def _processes(processes: list[dict[str, Any]]) -> str:
     return table(_PROCESS_HEADS, rows)
 
 
+def _standing(worker: dict[str, Any]) -> str:
+    """Its status, and its breaker when that keeps requests away."""
+    state = worker["breaker"]["state"]
+    return str(worker["status"]) if state == "closed" else f"{worker['status']}, breaker {state.replace('_', '-')}"
+
+
 def _workers(status: dict[str, Any], workers: list[dict[str, Any]]) -> str:
     total, healthy = status["workers_total"], status["workers_healthy"]
     if not workers:
@@ -97,7 +109,7 @@ def _workers(status: dict[str, Any], workers: list[dict[str, Any]]) -> str:
     rows = [
         (
             worker["url"],
-            worker["status"],
+            _standing(worker),
             ", ".join(worker["models"]) or "any",
             worker["in_flight"],
             worker["picks"],

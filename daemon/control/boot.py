@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from pointsman.admin_api.changes import Changes
@@ -159,13 +160,13 @@ class Control:
         self._locator = locator = Locator(rules, registry.pinned)
         self._scraper = scraper = Scraper(segment, client, self._background.spawn, self._engine_restarted)
         around = Surroundings(self._background.spawn, locator.resolve, self._publish_found)
-        self._prober = Prober(settings, segment, client, around, scraper)
+        self._prober = Prober(settings, segment, client, around, scraper, self._health_section)
         self._publisher = publisher = Publisher(self._channel, segment, last, self._compile)
         self._residency = Residency(self._routing, settings, lambda: publisher.current)
         self._saver = StateSaver(self._routing, settings, registry, scraper, self._residency)
         self._drainer = Drainer(self._routing, registry, lambda: publisher.current, self._slot_freed)
         catalog = Catalog(
-            segment,
+            self._routing,
             registry,
             locator,
             self._prober,
@@ -293,6 +294,9 @@ class Control:
             log("cache_forgotten", worker=worker.url, reason=reason, chars=held)
 
         self._background.spawn(f"forget {worker.url}", forget())
+
+    def _health_section(self) -> dict[str, Any]:
+        return self._publisher.current.shared.health
 
     def _slot_freed(self) -> None:
         if self._reloader.lacks_slots:

@@ -11,9 +11,10 @@ from pointsman.admin_api.ports import WorkerPatch, WorkerRequest, WorkerView
 from pointsman.config.load import DeclaredWorker
 from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.views import Clock, worker_view
+from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm.layout import STATUS_DRAINING
-from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.address import AddressRefused, parse
 from pointsman.daemon.workers.locate import Locator, Wanted
@@ -29,7 +30,7 @@ STATES = ("pending", "ready", "not_ready", "draining")
 class Catalog:
     def __init__(
         self,
-        segment: Segment,
+        routing: RoutingState,
         registry: Registry,
         locator: Locator,
         prober: Prober,
@@ -38,7 +39,8 @@ class Catalog:
         workers_file: str | None,
         removed: Callable[[], None],
     ) -> None:
-        self._segment = segment
+        self._segment = routing.segment
+        self._resilience = SharedResilience(routing, -1)
         self._registry = registry
         self._locator = locator
         self._prober = prober
@@ -130,9 +132,16 @@ class Catalog:
     def get(self, key: str) -> WorkerView:
         return self.view(self.find(key))
 
+    @property
+    def resilience(self) -> SharedResilience:
+        """Under the configuration in force."""
+        return self._resilience.follow(self._publisher.current.shared)
+
     def view(self, worker: Worker) -> WorkerView:
         clock = Clock(time.time(), time.monotonic())
-        return worker_view(worker, self._segment, self._prober.health(worker), self._workers_file, clock)
+        breaker = self.resilience.view(worker.slot, clock.monotonic)
+        health = self._prober.health(worker)
+        return worker_view(worker, self._segment, breaker, health, self._workers_file, clock)
 
     # --- reloads
 

@@ -35,7 +35,7 @@ from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.saving import StateSaver
 from pointsman.daemon.control.upgrading import Upgrader
-from pointsman.daemon.control.views import Clock, process_views
+from pointsman.daemon.control.views import Clock, admission_shown, process_views
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
@@ -144,6 +144,7 @@ class ControlService:
             in_flight=sum(map(segment.inflight, slots)),
             connections=segment.gauge_total(at.G_CONNECTIONS),
             buffered_bytes=segment.gauge_total(at.G_BUFFERED_BYTES),
+            admission=admission_shown(self.catalog.resilience),
             config=self.config(),
             lock_timeouts=segment.lock_timeouts,
             lock_recoveries=segment.lock_recoveries,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from pointsman.admin_api.ports import ProcessView, WorkerStatus, WorkerView
+from pointsman.admin_api.ports import AdmissionShown, BreakerShown, ProcessView, WorkerStatus, WorkerView
+from pointsman.daemon.dispatch.resilience import SharedResilience
+from pointsman.daemon.resilience.breaker import BreakerView, State
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.workers.health import Health
@@ -16,6 +19,11 @@ _STATUS: dict[int, WorkerStatus] = {
     at.STATUS_UP: "ready",
     at.STATUS_DOWN: "not_ready",
     at.STATUS_DRAINING: "draining",
+}
+_BREAKER_STATE: dict[State, Literal["closed", "open", "half_open"]] = {
+    State.CLOSED: "closed",
+    State.OPEN: "open",
+    State.HALF_OPEN: "half_open",
 }
 _PROCESS_STATE = {
     at.PROCESS_DOWN: "down",
@@ -37,7 +45,12 @@ class Clock:
 
 
 def worker_view(
-    worker: Worker, segment: Segment, health: Health | None, workers_file: str | None, clock: Clock
+    worker: Worker,
+    segment: Segment,
+    breaker: BreakerView,
+    health: Health | None,
+    workers_file: str | None,
+    clock: Clock,
 ) -> WorkerView:
     status = "draining" if worker.is_leaving else _STATUS[segment.status(worker.slot)]
     declared = worker.declared
@@ -61,9 +74,31 @@ def worker_view(
         in_flight=segment.inflight(worker.slot),
         in_flight_bytes=segment.total(worker.slot, at.L_INFLIGHT_BYTES),
         picks=segment.total(worker.slot, at.L_PICKS),
+        breaker=breaker_shown(breaker, clock),
         last_error=health.last_error if health else None,
         last_probe=clock.wall_of(health.last_probe) if health else None,
         next_probe=clock.wall_of(health.next_probe) if health else None,
+    )
+
+
+def breaker_shown(view: BreakerView, clock: Clock) -> BreakerShown:
+    return BreakerShown(
+        state=_BREAKER_STATE[view.state],
+        since=clock.wall_of(view.since) if view.since else None,
+        failures_in_a_row=view.failures_in_a_row,
+        requests=view.requests,
+        failures=view.failures,
+        openings=view.openings,
+    )
+
+
+def admission_shown(resilience: SharedResilience) -> AdmissionShown:
+    usage, section = resilience.usage(), resilience.admission
+    return AdmissionShown(
+        max_concurrent_requests=section.max_concurrent_requests,
+        in_use=usage.in_use,
+        queue_size=section.queue_size,
+        waiting=usage.waiting,
     )
 
 

@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pointsman.config.resilience import AdmissionSection, BreakerSection, LimitsSection, RetrySection
+from pointsman.config.snapshot import Shared
 from pointsman.daemon.errors import breaker_open
 from pointsman.daemon.resilience import admission, breaker, budget
 from pointsman.daemon.resilience.admission import Admission, Usage
@@ -73,6 +76,11 @@ class SharedResilience:
     def _words(self, first: int, count: int) -> MemoryWords:
         segment = self._state.segment
         return MemoryWords(segment.cells[first : first + count], segment.reals[first : first + count])
+
+    def follow(self, shared: Shared) -> SharedResilience:
+        """`use` for those who only look; `shared` is of the configuration in force."""
+        self.use(msgspec.convert(shared.breaker, BreakerSection), msgspec.convert(shared.admission, AdmissionSection))
+        return self
 
     def use(self, breaker: BreakerSection, admission: AdmissionSection) -> None:
         """The settings in force from now on; they are one for all profiles."""
@@ -201,6 +209,10 @@ class SharedResilience:
 
     def refusal(self, waiter: Waiter) -> admission.Refusal:
         return self._admission.refusal(waiter)
+
+    @property
+    def admission(self) -> AdmissionSection:
+        return self._admission.section
 
     def usage(self) -> Usage:
         return self._admission.usage(self._admission_words)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.errors import (
+    CIRCUIT_OPEN,
     RequestError,
     bad_answer,
     connect_failed,
@@ -247,7 +248,11 @@ class Exchange:
         failed = self._failed
         for _ in range(len(pool.slots) + 1):
             now = self.context.now()
-            fit = resilience.fit(pool, failed, now)
+            try:
+                fit = resilience.fit(pool, failed, now)
+            except RequestError as error:
+                self.context.count(at.G_BREAKER_REFUSED, error.code == CIRCUIT_OPEN)
+                raise
             booked = self._choose(fit.pool, prompt_tokens)
             if booked.slot in fit.overruled:
                 booked.ticket = UNCOUNTED

@@ -19,7 +19,7 @@ from pointsman.config.snapshot import MODEL_OTHER, Snapshot, WorkerSpec
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry import routing_metrics
+from pointsman.daemon.telemetry import resilience_metrics, routing_metrics
 from pointsman.daemon.telemetry.series import ROUTES, Histogram, read_histogram, read_series
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,6 +58,7 @@ class _SegmentCollector(Collector):
         yield from _shards(self._segment)
         yield from _totals(self._segment)
         yield from routing_metrics.collect(self._state, self._snapshot.workers)
+        yield from resilience_metrics.collect(self._state, self._snapshot)
         yield from _daemon(self._segment, self._info)
 
 

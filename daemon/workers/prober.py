@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
+import msgspec
+
+from pointsman.config.resilience import HealthSection
 from pointsman.config.settings import Settings
 from pointsman.daemon.shm.layout import STATUS_DOWN, STATUS_PENDING, STATUS_UP
 from pointsman.daemon.shm.segment import Segment
@@ -72,21 +75,39 @@ class Prober:
         client: ProbeClient,
         around: Surroundings,
         companion: Companion | None = None,
+        section: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        """`section`: `shared.health` of the configuration in force."""
+        self._section = section
+        self._followed: dict[str, Any] = {}
         self._companion = companion
         self._settings = settings
         self._segment = segment
         self._client = client
         self._around = around
-        self._pace = Pace(
-            settings.health_interval_s,
-            settings.health_down_interval_s,
-            settings.health_failure_threshold,
-            settings.health_success_threshold,
-        )
+        self._pace = self._pace_of(HealthSection())
         self._patients: dict[str, Patient] = {}
         self._rng = Random()
         self._now = time.monotonic
+
+    def _pace_of(self, section: HealthSection) -> Pace:
+        settings = self._settings
+        return Pace(
+            section.interval_s or settings.health_interval_s,
+            section.down_interval_s or settings.health_down_interval_s,
+            section.failure_threshold or settings.health_failure_threshold,
+            section.success_threshold or settings.health_success_threshold,
+        )
+
+    def _follow(self) -> None:
+        """New settings count for what is planned and counted from now on."""
+        section = self._section()
+        if section is self._followed:
+            return
+        self._followed = section
+        self._pace = self._pace_of(msgspec.convert(section, HealthSection))
+        for patient in self._patients.values():
+            patient.health.follow(self._pace, self._now())
 
     def health(self, worker: Worker) -> Health | None:
         patient = self._patients.get(worker.id)
@@ -130,6 +151,7 @@ class Prober:
         await asyncio.gather(*(self.ask_now(patient.worker, timeout_s) for patient in list(self._patients.values())))
 
     def turn(self) -> None:
+        self._follow()
         now = self._now()
         for patient in list(self._patients.values()):
             self._heed_shards(patient, now)

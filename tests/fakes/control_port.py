@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from pointsman.admin_api.ports import (
+    AdmissionShown,
+    BreakerShown,
     ConfigView,
     EngineMetricsView,
     ExplainRequest,
@@ -77,6 +79,7 @@ def view(request: WorkerRequest, number: int) -> WorkerView:
         in_flight=0,
         in_flight_bytes=0,
         picks=0,
+        breaker=BreakerShown(state="closed", since=None, failures_in_a_row=0, requests=0, failures=0, openings=0),
         last_error=None,
         last_probe=None,
         next_probe=None,
@@ -197,6 +200,7 @@ class FakeControlPort:
             in_flight=2,
             connections=5,
             buffered_bytes=4608,
+            admission=AdmissionShown(max_concurrent_requests=0, in_use=2, queue_size=100, waiting=0),
             config=self.view,
             lock_timeouts=0,
             lock_recoveries=0,
