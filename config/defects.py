@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -68,12 +69,15 @@ def _shown(error: ErrorDetails) -> str:
     """The offending value, short; of a key nothing but its kind."""
     value = error["input"]
     name = next((name for kinds, name in _JSON_NAMES if isinstance(value, kinds)), f"a {type(value).__name__}")
-    if name in ("an object", "a list", "nothing") or "key" in str(error["loc"][-1:]):
+    if name in ("an object", "a list", "nothing") or _SECRET.search(str(error["loc"][-1:])):
         return name
     text = repr(value) if isinstance(value, str) else str(value)
     text = {"True": "true", "False": "false"}.get(text, text)
     return f"{name} ({text if len(text) <= 60 else text[:57] + '...'})" if name != "a string" else text[:60]
 
+
+_SECRET = re.compile("key|sha256")
+"""Of these keys the value is never shown: by mistake a key may stand where its hash belongs."""
 
 _JSON_NAMES: tuple[tuple[Any, str], ...] = (
     (type(None), "nothing"),

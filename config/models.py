@@ -96,6 +96,11 @@ class ServeConfig(BaseSettings):
         "admin_token_file", "file with the admin token; default: generated", min_length=1
     )
     backlog: int = _key("backlog", "connections that wait for accept, per shard", ge=1, le=65535)
+    tls_cert: str | None = _key("tls_cert", "PEM file: certificate and chain of the data port, read live", min_length=1)
+    tls_key: str | None = _key("tls_key", "PEM file: private key of the certificate, read live", min_length=1)
+    tls_client_ca: str | None = _key(
+        "tls_client_ca", "PEM file: authorities of the certificates that clients must show, read live", min_length=1
+    )
 
     runtime_dir: str | None = Field(
         default=None,
@@ -114,6 +119,12 @@ class ServeConfig(BaseSettings):
     )
     state_max_age_s: float = _seconds(
         "state_max_age_s", "how old what was written may be for a start to load it; 0 = neither write nor load it"
+    )
+    api_key_file: str | None = _key(
+        "api_key_file", "keys that clients must show (.json, .yaml, .toml), read live", min_length=1
+    )
+    worker_ca_file: str | None = _key(
+        "worker_ca_file", "PEM file: authorities of https workers, instead of the system's, read live", min_length=1
     )
 
     workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
@@ -140,6 +151,12 @@ class ServeConfig(BaseSettings):
         "max_tree_size", "prefix index per worker whose engine tells no KV capacity (characters)", ge=1024, le=2**50
     )
     target_pod_header: bool = _key("target_pod_header", "answer target-pod: HOST:PORT of the worker, as AIBrix does")
+    routing_header_networks: Annotated[_Strings, _each(_network)] = _key(
+        "routing_header_networks", "networks of clients that may use routing headers; a key may say otherwise"
+    )
+    routing_headers_denied: Literal["ignore", "refuse"] = _key(
+        "routing_headers_denied", "what becomes of routing headers that are not allowed; refuse = 403"
+    )
     explain_header: Literal["all", "local", "none"] = _key(
         "explain_header", "whose x-pointsman-explain: 1 is answered with the decision; local = loopback clients"
     )
@@ -223,7 +240,10 @@ class ServeConfig(BaseSettings):
         return Settings(**{**plain, **resolved})  # type: ignore[arg-type]  # a test keeps the two in step
 
 
-PATH_KEYS = frozenset({"admin_token_file", "profiles_file", "runtime_dir", "state_dir", "workers_file"})
+PATH_KEYS = frozenset(
+    {"admin_token_file", "api_key_file", "profiles_file", "runtime_dir", "state_dir", "workers_file"}
+    | {"tls_cert", "tls_client_ca", "tls_key", "worker_ca_file"}
+)
 
 
 def default_admin_listen(runtime_dir: str) -> tuple[str, ...]:

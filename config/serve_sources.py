@@ -137,6 +137,12 @@ class _Sources:
         open_ones = [address for address in config.admin_listen if not listen.is_loopback(address)]
         if open_ones and not config.admin_auth:
             yield self.defect("admin_auth", f"may be off for loopback only, not for {open_ones[0]}")
+        yield from self._check_tls(config)
+
+    def _check_tls(self, config: ServeConfig) -> Iterator[ConfigError]:
+        for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
+            if getattr(config, key) is not None and getattr(config, other) is None:
+                yield self.defect(key, f"needs {flag_of(other)}")
 
     def _check_default_socket(self, config: ServeConfig) -> Iterator[ConfigError]:
         try:

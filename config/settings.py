@@ -19,6 +19,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     admin_auth: bool = True
     admin_token_file: str | None = None
     backlog: int = 2048
+    tls_cert: str | None = None
+    """PEM file with the certificate of the data port and its chain; None: plain HTTP"""
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    """PEM file with the authorities of clients' certificates; None: clients need none"""
 
     # files
     runtime_dir: str
@@ -30,6 +35,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """between two writes of the learned routing state, if it changed; 0 = at the stop only"""
     state_max_age_s: float = 3600.0
     """how old it may be for a start to load it; 0 = neither written nor loaded"""
+    api_key_file: str | None = None
+    """None: whoever reaches the data port may ask"""
+    worker_ca_file: str | None = None
+    """PEM file with the authorities of https workers' certificates, instead of the system's"""
 
     # routing
     workers: tuple[str, ...] = ()
@@ -51,6 +60,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """characters per worker that the prefix index keeps where the engine does not tell its KV capacity"""
     target_pod_header: bool = True
     """answer `target-pod: HOST:PORT` of the worker, as AIBrix does"""
+    routing_header_networks: tuple[str, ...] = ("0.0.0.0/0", "::/0")
+    """whose clients may steer their requests by headers, unless their key says otherwise"""
+    routing_headers_denied: str = "ignore"
+    """what becomes of such headers of others: "ignore" or "refuse" """
     explain_header: str = "local"
     """who gets `x-pointsman-decision` for `x-pointsman-explain: 1`: "all", "local" (loopback clients), "none" """
     decision_sample_interval_s: float = 1.0

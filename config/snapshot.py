@@ -13,6 +13,8 @@ import msgspec
 MODEL_OTHER = "other"
 """Label (index 0 of `Snapshot.models`) of requests whose model no worker serves; bounds the metrics' cardinality."""
 
+KEY_OTHER = ""
+"""Label (index 0 of `Snapshot.key_names`) of the keys that are too many for labels of their own."""
 
 MAX_TOKENS = 2**31 - 1
 
@@ -75,8 +77,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First match wins. Absent conditions hold; `model`, `path` and `key` are shell patterns (`*`, `?`).
 
-    `key` is matched against the bearer token that the client presents (write a prefix and `*`, not a whole secret);
-    `headers` maps a lower-case header name to a pattern.
+    `key` is matched against the name of the client's key; without a key file, against the bearer token that the client
+    presents. `headers` maps a lower-case header name to a pattern.
     """
 
     profile: str
@@ -97,6 +99,36 @@ class Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of `resilience.BreakerSection`, `AdmissionSection`, `HealthSection`."""
 
 
+class KeySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A client's API key, as shards know it. The key itself is nowhere but in the client's hands (or in the file)."""
+
+    name: str
+    digest: bytes
+    """SHA-256 of the key"""
+    user: str = ""
+    models: tuple[str, ...] = ()
+    """Shell patterns; empty: all."""
+    profiles: tuple[str, ...] = ()
+    """Names; empty: all."""
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    """0 = no limit"""
+    may_steer: bool | None = None
+    """Whether its requests may carry routing headers; None: as `routing_header_networks` says."""
+
+
+class TlsMaterial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the data port proves itself by, in PEM. It holds a private key: never shown, never logged."""
+
+    certificates: str
+    key: str
+    client_ca: str = ""
+    """"" = clients show no certificate"""
+
+    def __repr__(self) -> str:
+        return "TlsMaterial(…)"
+
+
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: int
     workers: tuple[WorkerSpec, ...] = ()
@@ -115,6 +147,13 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict_models: bool = False
     models: tuple[str, ...] = (MODEL_OTHER,)
     """Index = the model's label in the metrics; only ever appended to while the daemon lives."""
+    keys: tuple[KeySpec, ...] | None = None
+    """None: there is no key file, whoever reaches the port may ask."""
+    key_names: tuple[str, ...] = (KEY_OTHER,)
+    """As `models`: a key's label in the metrics."""
+    tls: TlsMaterial | None = None
+    worker_ca: str = ""
+    """PEM of the authorities that https workers are checked against; "" = the system's"""
 
 
 _encoder = msgspec.msgpack.Encoder()

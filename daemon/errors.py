@@ -79,6 +79,16 @@ def head_too_large() -> RequestError:
     return malformed_http("the request head is larger than max_header_bytes", status=431)
 
 
+def no_key(message: str) -> RequestError:
+    """401; the connection ends with it, so that nobody without a key makes us read its body."""
+    challenge = (("WWW-Authenticate", "Bearer"),)
+    return RequestError(401, "invalid_api_key", message, fault=Fault.CLIENT, close=True, headers=challenge)
+
+
+def key_not_allowed(code: str, message: str, *, param: str | None = None) -> RequestError:
+    return RequestError(403, code, message, fault=Fault.CLIENT, type="permission_error", param=param)
+
+
 def not_found(path: str) -> RequestError:
     return RequestError(404, "not_found", f"no such endpoint: {path}", fault=Fault.CLIENT)
 

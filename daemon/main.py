@@ -18,6 +18,7 @@ COMMANDS = {
     "schema": "print the JSON Schema of a configuration file",
     "status": "show what the running gateway does",
     "workers": "list, add and remove workers; why requests go to one",
+    "keys": "make and hash the API keys of clients",
     "reload": "read the live files again",
     "upgrade": "have the installed version take over from the running one, without losing a connection",
     "record": "write the live traffic as a trace",

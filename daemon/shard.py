@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Coroutine
@@ -23,12 +24,14 @@ import uvloop
 
 from pointsman.config import settings as settings_codec
 from pointsman.config import snapshot as snapshot_codec
-from pointsman.config.snapshot import Snapshot
+from pointsman.config.snapshot import Snapshot, TlsMaterial
+from pointsman.config.tls_contexts import server_context
 from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK
 from pointsman.daemon.leash import Message
 from pointsman.daemon.relay.client import ClientConnection
 from pointsman.daemon.relay.context import ShardContext
+from pointsman.daemon.relay.listener_tls import ListenerTls
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.native import die_with_parent, name_process
@@ -44,6 +47,8 @@ CROSSING_S = 0.1
 RETIRED_IDLE_S = 5.0
 """after an upgrade nobody waits: whoever asks again in this time is told `Connection: close` with the answer, and does
 not see the connection end while the next request is on its way"""
+TLS_GOODBYE_S = 1.0
+"""how long a client may take to say that it has seen the end of a TLS connection"""
 GC_THRESHOLD = 20_000
 """a request makes no reference cycles; the collector is for the rare ones that errors leave"""
 
@@ -137,15 +142,28 @@ class Shard:
     async def _serve(self) -> None:
         if not self._servers:
             self.context.table()
-            backlog = self.context.settings.backlog
+            backlog, secured = self.context.settings.backlog, self._secured()
             self._servers = [
-                await self.loop.create_server(lambda: ClientConnection(self.context), sock=sock, backlog=backlog)
+                await self.loop.create_server(
+                    lambda: ClientConnection(self.context), sock=sock, backlog=backlog, **secured
+                )
                 for sock in self._listening.sockets
             ]
             gc.collect()
             gc.set_threshold(GC_THRESHOLD)
             gc.freeze()  # what the start built lives as long as the process: never walk it again
         self._tell(Message("ready"))
+
+    def _secured(self) -> dict[str, Any]:
+        """How the listeners speak TLS, if they do."""
+        settings = self.context.settings
+        if settings.tls_cert is None:
+            return {}
+        return {
+            "ssl": ListenerTls(lambda: self._tables.tls(self.segment.generation)),
+            "ssl_handshake_timeout": settings.header_timeout_s,
+            "ssl_shutdown_timeout": TLS_GOODBYE_S,
+        }
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
@@ -221,11 +239,27 @@ class Tables:
 
     def __init__(self) -> None:
         self._by_generation: dict[int, RoutingTable] = {0: RoutingTable(Snapshot(generation=0))}
+        self._tls: dict[int, ssl.SSLContext] = {}
 
     def add(self, snapshot: Snapshot, *, current: int) -> None:
-        self._by_generation[snapshot.generation] = RoutingTable(snapshot)
+        """Raises RequestError or TlsError for a snapshot that cannot be used."""
+        table = RoutingTable(snapshot)
+        if snapshot.tls is not None:
+            self._tls[snapshot.generation] = self._context(snapshot.tls)
+        self._by_generation[snapshot.generation] = table
         for old in [generation for generation in self._by_generation if generation < current]:
             del self._by_generation[old]
+            self._tls.pop(old, None)
+
+    def _context(self, material: TlsMaterial) -> ssl.SSLContext:
+        """The one that is there, if the material is the same: its session tickets go on being good."""
+        for generation, context in self._tls.items():
+            if self._by_generation[generation].snapshot.tls == material:
+                return context
+        return server_context(material)
+
+    def tls(self, generation: int) -> ssl.SSLContext:
+        return self._tls[generation]
 
     def __call__(self, generation: int) -> RoutingTable:
         return self._by_generation[generation]

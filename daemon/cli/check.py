@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pointsman.config import documents
 from pointsman.config.documents import Document
+from pointsman.config.keys_file import read_keys
 from pointsman.config.profiles_file import read_profiles
 from pointsman.config.serve_sources import check_serve_document
 from pointsman.config.workers_file import read_workers
@@ -29,7 +30,7 @@ class Verdict(NamedTuple):
 
 def run(argv: list[str]) -> int:
     """0: all files are fine; 78: at least one is not; 64: no file was named."""
-    parser = Parser("check", "Check configuration files: settings (pointsman.toml), profiles, workers.")
+    parser = Parser("check", "Check configuration files: settings (pointsman.toml), profiles, workers, API keys.")
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     arguments = parser.parse(argv)
@@ -61,6 +62,8 @@ def kind_of(value: object, path: Path) -> str:
     keys = value.keys() if isinstance(value, dict) else set()
     if keys & {"profiles", "match", "defaultProfile", "lockedRoutingStrategy", "shared"}:
         return "profiles"
+    if "keys" in keys:
+        return "keys"
     if isinstance(value, dict) and "workers" in keys:
         # The key is also one of pointsman.toml, a list of URLs there.
         declared = value["workers"]
@@ -80,6 +83,11 @@ def _workers(document: Document) -> tuple[str, tuple[str, ...]]:
     return _count(read_workers(document), "worker"), ()
 
 
+def _keys(document: Document) -> tuple[str, tuple[str, ...]]:
+    found = read_keys(document)
+    return _count(found.keys, "key"), found.warnings
+
+
 def _settings(document: Document) -> tuple[str, tuple[str, ...]]:
     return _count(check_serve_document(document, FileCheck()), "key"), ()
 
@@ -88,6 +96,7 @@ _READERS: dict[str, Callable[[Document], tuple[str, tuple[str, ...]]]] = {
     "profiles": _profiles,
     "workers": _workers,
     "settings": _settings,
+    "keys": _keys,
 }
 
 

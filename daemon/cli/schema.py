@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import models_json_schema
 
+from pointsman.config.keys_schema import MAX_KEYS, NAME_PATTERN, KeySection, KeysSection
 from pointsman.config.models import ServeConfig
 from pointsman.config.profile_parameters import SECTIONS
 from pointsman.config.profiles_file import PROFILE_SECTIONS, SHARED_SECTIONS
@@ -150,6 +151,22 @@ def workers_schema() -> Schema:
     return _document("Workers that are declared to pointsman, read live: own shape or file_sd.", schema, definitions)
 
 
+# --- API keys
+
+
+def keys_schema() -> Schema:
+    schema, definitions = _models(KeysSection, KeySection)
+    schema["properties"]["keys"] = _map_of("KeySection") | {
+        "propertyNames": {"pattern": NAME_PATTERN},
+        "maxProperties": MAX_KEYS,
+    }
+    section = definitions["KeySection"]
+    for name in ("key", "sha256"):  # one of them, and not as null
+        section["properties"][name] = {"type": "string", "pattern": section["properties"][name]["pattern"]}
+    section["oneOf"] = [{"required": ["sha256"]}, {"required": ["key"]}]
+    return _document("API keys of the clients of pointsman, read live.", schema, definitions)
+
+
 # --- how
 
 
@@ -157,6 +174,7 @@ SCHEMAS: Mapping[str, Callable[[], Schema]] = {
     "config": config_schema,
     "profiles": profiles_schema,
     "workers": workers_schema,
+    "keys": keys_schema,
 }
 
 

@@ -12,6 +12,7 @@ from pointsman.config.serve_sources import read_serve_config, unknown_variables
 from pointsman.config.settings import Settings, encode
 from pointsman.daemon import leash
 from pointsman.daemon.cli import serve_flags
+from pointsman.daemon.control import files
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, ConfigErrors
 from pointsman.daemon.interpreter import interpreter_flags, own_command
 from pointsman.daemon.routing.checking import FileCheck
@@ -56,6 +57,11 @@ def _check_files(settings: Settings) -> None:
             load.load_workers(Path(settings.workers_file))
     except ConfigErrors as error:
         errors += error.errors
+    access = files.Reading()
+    files.read_access(settings, access)
+    for warning in access.key_warnings:
+        _say(f"warning: {settings.api_key_file}: {warning}")
+    errors += access.errors
     if errors:
         raise ConfigErrors(errors)
 

@@ -24,6 +24,8 @@ RENAMED = {
     "--spill-abs-threshold": "balance_abs_threshold",
     "--spill-rel-threshold": "balance_rel_threshold",
     "--eviction-interval": "eviction_interval_secs",
+    "--tls-cert-path": "tls_cert",
+    "--tls-key-path": "tls_key",
 }
 """Flag → key of ServeConfig, same unit."""
 
@@ -76,13 +78,14 @@ _REFUSED_BY_REASON: dict[str, str] = {
     "Kubernetes discovery is not supported; use --workers-file": """
         --service-discovery --selector --service-discovery-port --service-discovery-namespace --prefill-selector
         --decode-selector --encode-selector --router-selector --model-id-from --model-alias""",
-    "client keys are not checked in this version; a worker's key is its api_key in the workers file": """
-        --api-key --tenant-api-key --control-plane-api-keys --jwt-issuer --jwt-audience --jwt-jwks-uri""",
+    "clients' keys have names and are in a file, see --api-key-file; a worker's is its api_key in the workers file": """
+        --api-key --tenant-api-key""",
+    "the admin API has tokens: see --admin-token-file": """
+        --control-plane-api-keys --jwt-issuer --jwt-audience --jwt-jwks-uri""",
     "tenants are not told apart in this version": """
         --trust-tenant-header --tenant-header-name --tenant-rate-limit-enabled --tenant-rate-limit-config
         --priority-scheduler-enabled --priority-scheduler-default-max-class --priority-scheduler-config
         --priority-scheduler-tenant-metric-top-n""",
-    "TLS is not terminated in this version; put a TLS proxy in front": "--tls-cert-path --tls-key-path",
     "sessions are kept by `sticky` of a profile, not by a flag": """
         --routing-key-override --routing-key-headers --max-idle-secs --assignment-mode""",
     "gateways do not form a mesh": """

@@ -22,13 +22,14 @@ from pointsman.admin_api.changes import Changes
 from pointsman.config import snapshot as codec
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import Snapshot
+from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.config.watch import watch
 from pointsman.daemon import leash
 from pointsman.daemon.control import admin, files, recalling, restore
 from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.channel import Channel
 from pointsman.daemon.control.decisions import Decisions
-from pointsman.daemon.control.desired import Rules, compile_snapshot, rules_in
+from pointsman.daemon.control.desired import compile_snapshot
 from pointsman.daemon.control.drain import Drainer
 from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.fanning import Fanning
@@ -124,7 +125,8 @@ class Control:
         loop.add_signal_handler(signal.SIGTERM, self._ended.set)
         self._pulse()
         self._channel.open()
-        client = ProbeClient.open(self._settings.health_timeout_s)
+        trust = WorkerTrust(lambda: self._reloader.access.worker_ca)
+        client = ProbeClient.open(self._settings.health_timeout_s, trust)
         try:
             welcome = await self._greet()
             if not welcome.stands_by:
@@ -175,8 +177,8 @@ class Control:
             settings.workers_file,
             self._drainer.wake,
         )
-        last_rules = rules_in(last) if last else Rules()
-        self._reloader = Reloader(settings, registry, locator, last_rules, catalog.settle, self._reload_soon)
+        before = last or Snapshot(generation=0)
+        self._reloader = Reloader(settings, registry, locator, before, catalog.settle, self._reload_soon)
         recorder = Recorder(segment, settings.prefix_block_bytes, lambda: publisher.current.models)
         return ControlService(
             settings,
@@ -303,8 +305,10 @@ class Control:
             self._background.spawn("reload", self._reloader.reload())
 
     def _compile(self) -> Snapshot:
-        known = self._publisher.current.models
-        return compile_snapshot(self._registry.live(), self._reloader.rules, self._settings, known)
+        known, reloader = self._publisher.current, self._reloader
+        return compile_snapshot(
+            self._registry.live(), reloader.rules, self._settings, known.models, reloader.access, known.key_names
+        )
 
     # --- stop
 

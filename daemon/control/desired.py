@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from pointsman.config import snapshot as codec
+from pointsman.config.keys_file import unknown_profiles
 from pointsman.config.load import ProfilesFile
 from pointsman.config.resilience import AdmissionSection, BreakerSection, RetrySection, TimeoutsSection
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import MODEL_OTHER, Match, Profile, Shared, Snapshot, WorkerSpec
+from pointsman.config.snapshot import (
+    KEY_OTHER,
+    MODEL_OTHER,
+    KeySpec,
+    Match,
+    Profile,
+    Shared,
+    Snapshot,
+    TlsMaterial,
+    WorkerSpec,
+)
 from pointsman.daemon.routing.cache_aware import CacheAwareParameters
+from pointsman.daemon.shm import layout as at
 from pointsman.daemon.workers.registry import Worker
 
 MAX_MODELS = 64
@@ -53,8 +66,38 @@ def _rules(source: ProfilesFile | Snapshot) -> Rules:
     )
 
 
+class Access(msgspec.Struct, frozen=True):
+    """What the key file and the PEM files say: as the fields of these names of Snapshot."""
+
+    keys: tuple[KeySpec, ...] | None = None
+    tls: TlsMaterial | None = None
+    worker_ca: str = ""
+
+
+def access_in(snapshot: Snapshot) -> Access:
+    return Access(snapshot.keys, snapshot.tls, snapshot.worker_ca)
+
+
+NO_ACCESS_FILES = Access()
+
+
+def cross_check(access: Access, rules: Rules) -> Iterator[str]:
+    """Warnings of names in one file that the other one does not have."""
+    if access.keys is None:
+        return
+    yield from unknown_profiles(access.keys, rules.profiles)
+    for index, match in enumerate(rules.matches):
+        if match.key is not None and not any(fnmatchcase(key.name, match.key) for key in access.keys):
+            yield f"match[{index}].key: fits the name of no key in the key file"
+
+
 def compile_snapshot(
-    workers: Sequence[Worker], rules: Rules, settings: Settings, known_models: tuple[str, ...]
+    workers: Sequence[Worker],
+    rules: Rules,
+    settings: Settings,
+    known_models: tuple[str, ...],
+    access: Access = NO_ACCESS_FILES,
+    known_keys: tuple[str, ...] = (),
 ) -> Snapshot:
     """Generation 0: the publisher numbers it. Workers whose name never resolved have no place in it yet."""
     specs = tuple(_spec(worker, worker.address) for worker in workers if worker.address is not None)
@@ -73,6 +116,10 @@ def compile_snapshot(
         shared=shared_rules(rules.shared, settings),
         strict_models=settings.strict_models,
         models=extend_models(known_models, (model for spec in specs for model in spec.models)),
+        keys=access.keys,
+        key_names=_extend(known_keys or (KEY_OTHER,), (key.name for key in access.keys or ()), at.KEY_SLOTS),
+        tls=access.tls,
+        worker_ca=access.worker_ca,
     )
 
 
@@ -136,13 +183,17 @@ def _with_defaults(profile: Profile, routing: dict[str, Any]) -> Profile:
 
 
 def extend_models(known: tuple[str, ...], seen: Iterable[str]) -> tuple[str, ...]:
-    """Only ever appended to: a model's index is its label in counters that outlive this configuration."""
-    models = dict.fromkeys(known or (MODEL_OTHER,))
-    for model in seen:
-        if len(models) >= MAX_MODELS:
+    return _extend(known or (MODEL_OTHER,), seen, MAX_MODELS)
+
+
+def _extend(known: tuple[str, ...], seen: Iterable[str], most: int) -> tuple[str, ...]:
+    """Only ever appended to: a name's index is its label in counters that outlive this configuration."""
+    names = dict.fromkeys(known)
+    for name in seen:
+        if len(names) >= most:
             break
-        models.setdefault(model)
-    return tuple(models)
+        names.setdefault(name)
+    return tuple(names)
 
 
 def content_hash(snapshot: Snapshot) -> str:

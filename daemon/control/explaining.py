@@ -19,7 +19,7 @@ from pointsman.daemon.errors import ConfigErrors, Fault, RequestError, model_not
 from pointsman.daemon.routing.checking import FileCheck
 from pointsman.daemon.routing.picking import Explanation, Pick
 from pointsman.daemon.routing.request import json_features
-from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
+from pointsman.daemon.routing.table import Header, Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 
@@ -100,7 +100,7 @@ class Explainer:
             return None if value is None else value.encode("latin-1", "replace")
 
         name = asked.profile if asked.profile is not None else headers.get("config-profile")
-        plan, is_known = table.plan_for(name, model, asked.path, header, tokens, max_tokens)
+        plan, is_known = table.plan_for(name, model, asked.path, header, tokens, max_tokens, _key_name(table, header))
         if asked.profile is not None and not is_known:
             raise _error(404, "PROFILE_NOT_FOUND", f"no profile is called {asked.profile[:100]!r}")
         if name is not None and is_known and plan.profile:
@@ -139,6 +139,14 @@ class Explainer:
         if worker.slot not in pool.slots:
             return "serves other models"
         return _STATUS.get(self._state.segment.status(worker.slot), "not healthy yet") or None
+
+
+def _key_name(table: RoutingTable, header: Header) -> str | None:
+    """ "" for a client without a key: no rule for keys holds."""
+    if table.snapshot.keys is None:
+        return None
+    key = table.keys.find(header(b"authorization"), header(b"x-api-key"))
+    return "" if key is None else key.name
 
 
 def _numbers(explanation: Explanation, position: int) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, ProfilesFile, load_profiles, load_workers
+from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, ProfilesFile, load_keys, load_profiles, load_workers
 from pointsman.config.serve_sources import read_serve_config
 from pointsman.config.settings import Settings
+from pointsman.config.snapshot import KeySpec, TlsMaterial
+from pointsman.config.tls_files import load_tls, read_authorities
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 from pointsman.daemon.routing.checking import FileCheck
 
@@ -23,11 +26,23 @@ class Reading:
     """None: the file is bad, see `errors`; empty without a file."""
     config: Mapping[str, object] | None = None
     """What pointsman.toml and the environment would give at the next start; None: bad, or no file."""
+    access: dict[str, Any] = field(default_factory=dict)
+    """Fields of `desired.Access`, those whose files are good (or not configured)."""
+    key_warnings: tuple[str, ...] = ()
     errors: list[ConfigError] = field(default_factory=list)
 
 
 def paths(settings: Settings) -> dict[str, str | None]:
-    return {"config": settings.config_file, "profiles": settings.profiles_file, "workers": settings.workers_file}
+    return {
+        "config": settings.config_file,
+        "profiles": settings.profiles_file,
+        "workers": settings.workers_file,
+        "keys": settings.api_key_file,
+        "tls_cert": settings.tls_cert,
+        "tls_key": settings.tls_key,
+        "tls_client_ca": settings.tls_client_ca,
+        "worker_ca": settings.worker_ca_file,
+    }
 
 
 def read(settings: Settings) -> Reading:
@@ -45,7 +60,36 @@ def read(settings: Settings) -> Reading:
         reading.config = _read_config(settings.config_file)
     except ConfigErrors as error:
         reading.errors += error.errors
+    read_access(settings, reading)
     return reading
+
+
+def read_access(settings: Settings, reading: Reading) -> None:
+    """The key file and the PEM files, each for itself."""
+    for name, read_one in (("keys", _read_keys), ("tls", _read_tls), ("worker_ca", _read_worker_ca)):
+        try:
+            reading.access[name] = read_one(settings, reading)
+        except ConfigErrors as error:
+            reading.errors += error.errors
+
+
+def _read_keys(settings: Settings, reading: Reading) -> tuple[KeySpec, ...] | None:
+    if settings.api_key_file is None:
+        return None
+    found = load_keys(Path(settings.api_key_file))
+    reading.key_warnings = found.warnings
+    return found.keys
+
+
+def _read_tls(settings: Settings, _: Reading) -> TlsMaterial | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+    return load_tls(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
+
+
+def _read_worker_ca(settings: Settings, _: Reading) -> str:
+    return read_authorities(Path(settings.worker_ca_file)) if settings.worker_ca_file else ""
 
 
 def _read_config(path: str | None) -> Mapping[str, object] | None:

@@ -3,9 +3,9 @@
 Each file is a transaction of its own (a bad workers file does not hold up good profiles), and what all good files say
 is published together. A bad file leaves its last good content in force, whole.
 
-When the shards cannot load a generation, its profiles are taken back; workers are not: they cannot be the reason, and
-the publisher tries again. A rollout that is only late (a shard hangs and is being replaced) takes nothing back: another
-reload follows, to say so when it is done.
+When the shards cannot load a generation, what it has from the files is taken back; workers are not: they cannot be the
+reason, and the publisher tries again. A rollout that is only late (a shard hangs and is being replaced) takes nothing
+back: another reload follows, to say so when it is done.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from msgspec.structs import replace
+
 from pointsman.config.load import DeclaredWorker
 from pointsman.config.settings import Settings
+from pointsman.config.snapshot import Snapshot
 from pointsman.daemon.control import files
-from pointsman.daemon.control.desired import Rules, rules_of
+from pointsman.daemon.control.desired import access_in, cross_check, rules_in, rules_of
 from pointsman.daemon.control.publisher import NotPublished
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 from pointsman.daemon.telemetry.logs import log
@@ -31,11 +34,11 @@ class Reloader:
         settings: Settings,
         registry: Registry,
         locator: Locator,
-        rules: Rules,
+        last: Snapshot,
         settle: Callable[[Changes], Awaitable[None]],
         again: Callable[[], None],
     ) -> None:
-        """`settle` publishes, or raises NotPublished; `again` makes another reload happen soon."""
+        """`last` is in force; `settle` publishes, or raises NotPublished; `again` makes another reload happen soon."""
         self._settings = settings
         self._registry = registry
         self._locator = locator
@@ -43,9 +46,11 @@ class Reloader:
         self._again = again
         self._lock = asyncio.Lock()
         self._baseline: Mapping[str, object] = {}
-        self.rules = rules
+        self.rules = rules_in(last)
+        self.access = access_in(last)
         self.errors: tuple[ConfigError, ...] = ()
         self.warnings: tuple[str, ...] = ()
+        self._profile_warnings: tuple[str, ...] = ()
         self.pending_restart: tuple[str, ...] = ()
         self.last_at: float | None = None
         self.last_ok_at: float | None = None
@@ -70,14 +75,14 @@ class Reloader:
         """Never fails: what was wrong is in `errors`."""
         async with self._lock:
             reading = await asyncio.to_thread(files.read, self._settings)
-            last_rules = self.rules
+            last = self.rules, self.access
             changes = await self._take(reading)
             try:
                 await self._settle(changes)
             except NotPublished as error:
                 reading.errors.append(ConfigError("reload", error.message))
                 if error.is_final:
-                    self.rules = last_rules
+                    self.rules, self.access = last
                 else:
                     self._again()
             self._record(reading)
@@ -85,7 +90,8 @@ class Reloader:
     async def _take(self, reading: files.Reading) -> Changes:
         if reading.profiles is not None:
             self.rules = rules_of(reading.profiles)
-            self.warnings = reading.profiles.warnings
+            self._profile_warnings = reading.profiles.warnings
+        self.access = replace(self.access, **reading.access)
         self.lacks_slots = False
         self.is_workers_file_bad = reading.workers is None
         if reading.workers is None:
@@ -112,6 +118,7 @@ class Reloader:
 
     def _record(self, reading: files.Reading) -> None:
         self.errors = tuple(reading.errors)
+        self.warnings = (*self._profile_warnings, *reading.key_warnings, *cross_check(self.access, self.rules))
         self.pending_restart = files.changed_keys(self._baseline, reading.config)
         self.last_at = time.time()
         if not self.errors:

@@ -39,4 +39,5 @@ def request_fields(context: ShardContext, peer: str, request: Inbound, status: i
 def short_line(context: ShardContext, peer: str, request: Inbound, status: int, ending: str, total_s: float) -> bytes:
     """For a request that no worker saw."""
     fields = request_fields(context, peer, request, status)
-    return b'%b,"total_ms":%.3f,"end":"%b"}\n' % (fields, total_s * 1000, ending.encode())
+    key = b"" if request.key is None else b',"key":' + request.key.name_json
+    return b'%b%b,"total_ms":%.3f,"end":"%b"}\n' % (fields, key, total_s * 1000, ending.encode())

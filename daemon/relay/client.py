@@ -184,6 +184,9 @@ class ClientConnection(asyncio.Protocol):
             request.finish_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
             if request.content_length is not None and request.content_length > settings.max_payload_size:
                 raise payload_too_large(settings.max_payload_size)
+            guard = self.context.guard
+            if guard is not None:  # before the body: whoever may not ask fills no buffer
+                guard.admit(request, self.context.table(), self.peer)
         except RequestError as error:
             self._refuse(error)
             return
@@ -296,6 +299,8 @@ class ClientConnection(asyncio.Protocol):
             features = form_features(request.body())
         else:
             features = NO_FEATURES
+        if request.key is not None and route.kind is not Kind.INFO:
+            request.key.check_model(features.model)
         exchange = self.exchange = Exchange(self, request, route, features, self.context.table())
         self.context.count(at.G_REQUESTS)
         if route.kind is Kind.INFO:
@@ -342,6 +347,8 @@ class ClientConnection(asyncio.Protocol):
         now = context.now()
         context.series.count(route.label, 0, status)
         context.series.observe(route.label, at.KIND_DURATION, now - request.started)
+        if request.key is not None:
+            context.key_counts.count(request.key.label, status)
         if context.settings.access_log:
             ending = Ending.REFUSED if status >= 400 else Ending.COMPLETE
             context.log_line(short_line(context, self.peer, request, status, ending, now - request.started))

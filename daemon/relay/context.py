@@ -16,6 +16,7 @@ from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.dispatch.router import LiveRouter
 from pointsman.daemon.relay.admitting import Admitting
 from pointsman.daemon.relay.buffers import BodyBuffers
+from pointsman.daemon.relay.guard import Guard
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
 from pointsman.daemon.relay.wheel import Wheel
@@ -25,6 +26,7 @@ from pointsman.daemon.shm.explanations import ExplanationLog
 from pointsman.daemon.shm.recording import RecordingLog
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.access_log import LineWriter
+from pointsman.daemon.telemetry.key_counts import KeyCounts
 from pointsman.daemon.telemetry.series import Series
 
 if TYPE_CHECKING:
@@ -56,7 +58,11 @@ class ShardContext:
         self.recording = RecordingLog(segment, shard)
         self._gauges = segment.layout.gauge(shard, 0)
         self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
+        guard = Guard(settings)
+        self.guard = guard if guard.is_needed else None
+        """None: whoever reaches the port may ask and steer"""
         self.series = Series(segment, shard)
+        self.key_counts = KeyCounts(segment, shard)
         self.connections: set[ClientConnection] = set()
         self.buffers = BodyBuffers(
             segment, shard, settings.buffer_mib << 20, settings.buffer_wait_s, loop.call_later, time.monotonic

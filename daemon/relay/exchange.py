@@ -203,9 +203,18 @@ class Exchange:
 
     def _plan(self, prompt_tokens: int) -> Plan:
         request, features = self.request, self.features
+        key = request.key
         plan, is_known = self.table.plan_for(
-            request.profile, features.model, self.route.path, request.header, prompt_tokens, features.max_tokens
+            request.profile,
+            features.model,
+            self.route.path,
+            request.header,
+            prompt_tokens,
+            features.max_tokens,
+            None if key is None else key.name,
         )
+        if key is not None:
+            key.check_profile(plan.profile)
         if not is_known:
             self.context.count(at.G_PROFILE_FALLBACKS)
         self.plan = plan

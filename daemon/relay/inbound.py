@@ -8,12 +8,14 @@ two ways: duplicates of Host, Authorization and Content-Type, control bytes in v
 from __future__ import annotations
 
 import re
+from collections.abc import Set as AbstractSet
 from urllib.parse import unquote
 
 from httptools import HttpParserInvalidURLError, parse_url
 
 from pointsman.daemon.errors import Fault, RequestError, malformed_http
 from pointsman.daemon.relay.heads import HOP_BY_HOP
+from pointsman.daemon.routing.keys import Key
 
 _ROUTING = frozenset(
     (
@@ -27,9 +29,22 @@ _ROUTING = frozenset(
     )
 )
 """What routing may go by, and the worker may have"""
+STEERING = frozenset(
+    (
+        b"config-profile",
+        b"external-filter",
+        b"routing-strategy",
+        b"x-pointsman-explain",
+        b"x-smg-routing-key",
+        b"x-smg-target-worker",
+    )
+)
+"""By which a client chooses how or where its request runs, or asks why; not everybody may (`relay.guard`)."""
+_API_KEY = frozenset((b"x-api-key",))
 _SPECIAL = (
     HOP_BY_HOP
     | _ROUTING
+    | _API_KEY
     | {
         b"authorization",
         b"config-profile",
@@ -41,7 +56,7 @@ _SPECIAL = (
         b"x-request-id",
     }
 )
-_TO_WORKERS = _ROUTING | {b"content-type"}
+_TO_WORKERS = _ROUTING | _API_KEY | {b"content-type"}
 """Of the special ones, those that pass all the same."""
 _CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\r\n")
 """llhttp lets no CR or LF into a value, so complete lines can be searched at once"""
@@ -62,6 +77,11 @@ class Inbound:
     path = b""
     connection_names: tuple[bytes, ...] = ()
     authorization: bytes | None = None
+    """for the worker, if it has no key of its own"""
+    api_key: bytes | None = None
+    """the `x-api-key` header"""
+    key: Key | None = None
+    """whose request it is, where keys are asked for"""
     request_id = b""
     profile: str | None = None
     """the `config-profile` header"""
@@ -140,7 +160,7 @@ class Inbound:
         if host is None and not self.is_http_1_0:
             raise malformed_http("the Host header is missing")
         self.has_body = has_encoding or self.content_length is not None
-        self._passing = b"".join(passing)
+        self._passing += b"".join(passing)
         if _holds(self._passing, _CONTROLS) or (host and _holds(host, _CONTROLS)):
             raise malformed_http("a header value holds a control character")
 
@@ -158,6 +178,11 @@ class Inbound:
             self.profile = value.decode("latin-1").strip()
         elif key == b"x-pointsman-explain":
             self.wants_explanation = value not in (b"", b"0", b"false")
+        elif key == b"x-api-key":
+            if self.api_key is not None:
+                raise malformed_http("more than one X-Api-Key header")
+            self.api_key = value
+            self._passing = b"X-Api-Key: %b\r\n" % value  # the worker's, unless the gateway asks for keys itself
 
     def _read_target(self) -> None:
         target = self.target
@@ -196,6 +221,8 @@ class Inbound:
         found: dict[str, str] = {}
         for name, value in self.headers:
             found.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
+        if self.key is not None and self.key.user:
+            found["user"] = self.key.user
         return found
 
     def passing_lines(self) -> bytes:
@@ -203,12 +230,41 @@ class Inbound:
         named = self.connection_names
         if not named or named in _PLAIN_CONNECTION:
             return self._passing
+        return self._lines_without(frozenset(named))
+
+    def _lines_without(self, names: AbstractSet[bytes]) -> bytes:
         parts: list[bytes] = []
         for name, value in self.headers:
             key = name.lower()
-            if key not in named and (key not in _SPECIAL or key in _TO_WORKERS):
+            if key not in names and (key not in _SPECIAL or key in _TO_WORKERS):
                 parts += (name, b": ", value, b"\r\n")
         return b"".join(parts)
+
+    # --- who asks, and what they may
+
+    def identify(self, key: Key) -> None:
+        """The client is who it says. What it showed for that is ours, and no worker's."""
+        self.key = key
+        self.authorization = None
+        if self.api_key is not None:
+            self.drop_headers(_API_KEY)
+
+    @property
+    def steering(self) -> list[bytes]:
+        """The names of its headers that are in STEERING."""
+        if not (self.has_routing_headers or self.profile is not None or self.wants_explanation):
+            return []
+        return [key for key in (name.lower() for name, _ in self.headers) if key in STEERING]
+
+    def drop_headers(self, names: AbstractSet[bytes]) -> None:
+        """As if the client had not sent them."""
+        self.headers = [(name, value) for name, value in self.headers if name.lower() not in names]
+        self._passing = self._lines_without(frozenset())
+        self.has_routing_headers = any(name.lower() in _ROUTING for name, _ in self.headers)
+        if b"config-profile" in names:
+            self.profile = None
+        if b"x-pointsman-explain" in names:
+            self.wants_explanation = False
 
     @property
     def text_path(self) -> str:

@@ -3,6 +3,7 @@ def request_line(
     request_id: bytes,
     shard: int,
     client: bytes,
+    key: bytes,
     method: bytes,
     path: bytes,
     status: int,

@@ -64,20 +64,20 @@ cdef inline char *_count(char *to, object value) noexcept:
 
 
 def request_line(
-    double ts_s, bytes request_id, int64_t shard, bytes client, bytes method, bytes path, int64_t status, bytes model,
+    double ts_s, bytes request_id, int64_t shard, bytes client, bytes key, bytes method, bytes path, int64_t status, bytes model,
     bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts, double queue_ms, double connect_ms,
     double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, bytes reason,
     prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end,
 ):
-    """`path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without. NaN, None: null.
+    """`key`, `path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without.
 
-    An empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
+    NaN, None: null. An empty `key`: none was asked for, and the field is left out. An empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
     """
     cdef bytes out
     cdef char *start
     cdef char *to
     out = bytes(
-        FIXED_BYTES + len(request_id) + len(client) + len(method) + len(path) + len(model) + len(profile)
+        FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
         + len(policy) + len(worker) + len(reason) + len(end)
     )
     start = to = <char *> out
@@ -89,7 +89,12 @@ def request_line(
     to = _int(to, shard)
     to = _put(to, b',"client":"', 11)
     to = _bytes(to, client)
-    to = _put(to, b'","method":"', 12)
+    if key:
+        to = _put(to, b'","key":', 8)
+        to = _bytes(to, key)
+        to = _put(to, b',"method":"', 11)
+    else:
+        to = _put(to, b'","method":"', 12)
     to = _bytes(to, method)
     to = _put(to, b'","path":', 9)
     to = _bytes(to, path)

@@ -24,7 +24,7 @@ def answer(context: ShardContext, request: Inbound, route: Route) -> Answer:
     if route is ONE_MODEL:
         return _one_model(context, request)
     if route.path == "/v1/models":
-        return _models(context)
+        return _models(context, request)
     if route.path == "/readiness":
         return _readiness(context)
     return 200, b"OK", TEXT
@@ -46,8 +46,10 @@ def _card(context: ShardContext, name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": created, "owned_by": "pointsman"}
 
 
-def _models(context: ShardContext) -> Answer:
-    cards = [_card(context, name) for name in context.table().model_names]
+def _models(context: ShardContext, request: Inbound) -> Answer:
+    """Those that the client may use."""
+    key = request.key
+    cards = [_card(context, name) for name in context.table().model_names if key is None or key.may_use(name)]
     return 200, orjson.dumps({"object": "list", "data": cards}), JSON
 
 
@@ -55,4 +57,6 @@ def _one_model(context: ShardContext, request: Inbound) -> Answer:
     name = request.text_path[len(MODELS_PREFIX) :]
     if name not in context.table().model_names:
         raise model_not_found(name)
+    if request.key is not None:
+        request.key.check_model(name)
     return 200, orjson.dumps(_card(context, name)), JSON

@@ -105,6 +105,17 @@ def output_tokens(exchange: Exchange, ending: Ending) -> int | None:
     return usage.output_tokens
 
 
+def tokens_served(exchange: Exchange, status: int) -> tuple[int, int]:
+    """(of the prompt, of the answer) as the engine counts them, else about; after `output_tokens`."""
+    head, decision, usage = exchange.head, exchange.decision, exchange.usage
+    prompt, output = usage.prompt_tokens, usage.output_tokens
+    if prompt is None:
+        prompt = decision.prompt_tokens if decision is not None and head is not None and status < 400 else 0
+    if output is None:
+        output = max(exchange.events - 1, 1) if head is not None and head.is_event_stream else 0
+    return prompt, output
+
+
 def report(exchange: Exchange, status: int, ending: Ending, now: float) -> None:
     """Once, when the request has ended."""
     context = exchange.context
@@ -117,6 +128,8 @@ def report(exchange: Exchange, status: int, ending: Ending, now: float) -> None:
         context.series.observe(label, at.KIND_FIRST_BYTE, exchange.first_byte_at - started)
     if exchange.decision is not None and exchange.plan is not None:
         _note_decision(exchange, exchange.decision, status, now)
+    if exchange.request.key is not None:
+        context.key_counts.count(exchange.request.key.label, status, *tokens_served(exchange, status))
     if exchange.taken is not None:
         _record(exchange, exchange.taken, model, status)
     if context.settings.access_log:
@@ -170,6 +183,7 @@ def _log_line(exchange: Exchange, status: int, ending: Ending, now: float) -> by
         request.request_id,
         context.shard,
         exchange.client.peer_bytes,
+        b"" if request.key is None else request.key.name_json,
         request.method,
         exchange.route.path_json or path_json(request),
         status,

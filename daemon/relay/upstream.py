@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from pointsman.config.snapshot import WorkerSpec
+from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import DONE, BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
 from pointsman.daemon.relay.usage import TOKENS
@@ -240,7 +240,7 @@ class UpstreamPool:
         worker = self.worker
         secure: dict[str, Any] = {}
         if worker.tls:
-            secure = {"ssl": self.context.upstreams.tls_context(), "server_hostname": worker.host}
+            secure = {"ssl": self.context.upstreams.trust.context(), "server_hostname": worker.host}
         async with asyncio.timeout(timeout_s or None):
             _, connection = await self.context.loop.create_connection(
                 lambda: UpstreamConnection(self), worker.address, worker.port, **secure
@@ -265,7 +265,7 @@ class UpstreamPools:
     def __init__(self, context: ShardContext) -> None:
         self._context = context
         self._pools: dict[str, UpstreamPool] = {}
-        self._tls: ssl.SSLContext | None = None
+        self.trust = WorkerTrust(lambda: context.table().snapshot.worker_ca)
         self._sending: list[UpstreamConnection] = []
 
     def send_soon(self, connection: UpstreamConnection) -> None:
@@ -300,8 +300,3 @@ class UpstreamPools:
     def close_idle(self, before: float) -> None:
         for pool in self._pools.values():
             pool.close_idle(before)
-
-    def tls_context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls

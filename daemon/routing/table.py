@@ -24,6 +24,7 @@ from pointsman.config.snapshot import MAX_TOKENS, Profile, Snapshot, WorkerSpec
 from pointsman.daemon.errors import RequestError, no_worker
 from pointsman.daemon.routing.auto_profile import Hints, pick_profile
 from pointsman.daemon.routing.expected_cost import ExpectedCost, ExpectedCostParameters
+from pointsman.daemon.routing.keys import KeyRing
 from pointsman.daemon.routing.selection import Selection
 from pointsman.daemon.routing.strategies import read_profile
 
@@ -119,12 +120,12 @@ class _Rule:
     key: Pattern[str] | None
     headers: tuple[tuple[bytes, Pattern[str]], ...]
 
-    def holds(self, model: str, path: str, header: Header) -> bool:
+    def holds(self, model: str, path: str, header: Header, key: str | None) -> bool:
         if self.model is not None and not self.model.match(model):
             return False
         if self.path is not None and not self.path.match(path):
             return False
-        if self.key is not None and not self.key.match(bearer_token(header(b"authorization"))):
+        if self.key is not None and not self.key.match(bearer_token(header(b"authorization")) if key is None else key):
             return False
         for name, pattern in self.headers:
             value = header(name)
@@ -161,6 +162,7 @@ class RoutingTable:
         self.breaker = msgspec.convert(snapshot.shared.breaker, BreakerSection)
         self.admission = msgspec.convert(snapshot.shared.admission, AdmissionSection)
         self.model_index = {name: index for index, name in enumerate(snapshot.models)}
+        self.keys = KeyRing(snapshot.keys or (), snapshot.key_names)
         self._regular = tuple(worker for worker in snapshot.workers if worker.role == "regular")
         self.everyone = self._pool(self._regular)
         self.every_slot = tuple(worker.slot for worker in snapshot.workers)
@@ -249,8 +251,11 @@ class RoutingTable:
         header: Header,
         prompt_tokens: int = 0,
         max_tokens: int | None = None,
+        key: str | None = None,
     ) -> tuple[Plan, bool]:
         """(plan, whether the `config-profile` the client asked for exists).
+
+        `key`: the name of the client's key; None: keys have no names here, rules go by the bearer token.
 
         Precedence: header `config-profile`, the first `match` that holds, the default profile, the default policy.
         A name that does not exist falls to the rest of the chain, as AIBrix does; the caller counts that. So does a
@@ -264,7 +269,7 @@ class RoutingTable:
                 return plan, True
             known = asked == AUTO
         for rule in self._rules:
-            if rule.holds(model, path, header) and rule.plan.takes(prompt_tokens):
+            if rule.holds(model, path, header, key) and rule.plan.takes(prompt_tokens):
                 return rule.plan, known
         for plan in self._fallbacks:
             if plan.takes(prompt_tokens):

@@ -21,6 +21,7 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     sessions, users  tables of recently used keys (shm.recent), under the routing mutex
     budget, breakers, admission, rates
                      what the machines of `resilience` keep in words, under the routing mutex (dispatch.resilience)
+    key counts       per shard, one row per API key: answers, tokens (telemetry.key_counts)
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ DECISION_RING_WORDS = 8 + DECISIONS * DECISION_WORDS
 EXPLANATION_WORDS = 32_768
 RECORDING_WORDS = 131_072
 
+# key counts: rows by index into Snapshot.key_names
+KEY_SLOTS = 1024
+KEY_WORDS = 8
+K_GOOD, K_CLIENT_ERRORS, K_SERVER_ERRORS, K_PROMPT_TOKENS, K_OUTPUT_TOKENS = range(5)
+
 # request series: pairs (key + 1, count)
 SERIES_SLOTS = 4096
 SERIES_WORDS = 2 * SERIES_SLOTS
@@ -150,6 +156,7 @@ class Layout:
     breakers: int = field(init=False)
     admission: int = field(init=False)
     rates: int = field(init=False)
+    key_counts: int = field(init=False)
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,6 +179,7 @@ class Layout:
             ("breakers", self.slots * BREAKER_WORDS),
             ("admission", self.admission_words),
             ("rates", (PROFILE_RATES + KEY_RATES) * RATE_WORDS),
+            ("key_counts", self.shards * KEY_SLOTS * KEY_WORDS),
         ):
             object.__setattr__(self, name, offset)
             offset += words
@@ -210,6 +218,9 @@ class Layout:
 
     def gauge(self, shard: int, word: int) -> int:
         return self.gauges + shard * GAUGE_WORDS + word
+
+    def key_row(self, shard: int, label: int) -> int:
+        return self.key_counts + (shard * KEY_SLOTS + label) * KEY_WORDS
 
     def series_row(self, shard: int) -> int:
         return self.series + shard * SERIES_WORDS

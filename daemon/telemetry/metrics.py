@@ -15,11 +15,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pointsman.config.snapshot import MODEL_OTHER, Snapshot, WorkerSpec
+from pointsman.config.snapshot import KEY_OTHER, MODEL_OTHER, Snapshot, WorkerSpec
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry import resilience_metrics, routing_metrics
+from pointsman.daemon.telemetry.key_counts import read_key_counts
 from pointsman.daemon.telemetry.series import ROUTES, Histogram, read_histogram, read_series
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -54,6 +55,7 @@ class _SegmentCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _requests(self._segment, self._snapshot.models)
+        yield from _keys(self._segment, self._snapshot)
         yield from _workers(self._segment, self._snapshot.workers)
         yield from _shards(self._segment)
         yield from _totals(self._segment)
@@ -106,6 +108,31 @@ def _histogram(segment: Segment, kind: int, name: str, documentation: str) -> Me
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
     bounds = [str(bound) for bound in at.BUCKETS_S] + ["+Inf"]
     return list(zip(bounds, accumulate(histogram.buckets), strict=True))
+
+
+# --- API keys
+
+
+def _keys(segment: Segment, snapshot: Snapshot) -> Iterator[Metric]:
+    """By the keys' names; those that are too many for names of their own together as "other"."""
+    if snapshot.keys is None:
+        return
+    requests = CounterMetricFamily(
+        "pointsman_key_requests", "Answered requests by API key and class of status.", labels=("key", "class")
+    )
+    tokens = CounterMetricFamily(
+        "pointsman_key_tokens", "Tokens of prompts and of answers by API key.", labels=("key", "kind")
+    )
+    names = {key.name for key in snapshot.keys}
+    for label, name in enumerate(snapshot.key_names):
+        counts = read_key_counts(segment, label)
+        if name in names or (name == KEY_OTHER and any(counts)):
+            good, client_errors, server_errors, prompt, output = counts
+            for kind, count in (("ok", good), ("4xx", client_errors), ("5xx", server_errors)):
+                requests.add_metric((name or "other", kind), count)
+            for kind, count in (("prompt", prompt), ("output", output)):
+                tokens.add_metric((name or "other", kind), count)
+    yield from (requests, tokens)
 
 
 # --- workers

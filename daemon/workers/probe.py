@@ -6,11 +6,13 @@ import asyncio
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import msgspec
 import yarl
 
+from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.workers.registry import Worker
 
@@ -64,9 +66,10 @@ _cards = msgspec.json.Decoder(_Cards)
 class ProbeClient:
     session: aiohttp.ClientSession
     timeout_s: float
+    trust: WorkerTrust
 
     @classmethod
-    def open(cls, timeout_s: float) -> ProbeClient:
+    def open(cls, timeout_s: float, trust: WorkerTrust) -> ProbeClient:
         """Inside a running loop; to be closed."""
         # A kept connection would be probed instead of the listener, and engines close idle ones at about our pace.
         connector = aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False)
@@ -78,7 +81,12 @@ class ProbeClient:
             auto_decompress=False,
             trust_env=False,
         )
-        return cls(session, timeout_s)
+        return cls(session, timeout_s, trust)
+
+    def _secured(self, worker: Worker) -> dict[str, Any]:
+        if not worker.endpoint.is_tls:
+            return {}
+        return {"server_hostname": worker.endpoint.host, "ssl": self.trust.context()}
 
     async def close(self) -> None:
         await self.session.close()
@@ -101,7 +109,7 @@ class ProbeClient:
                 _url(worker, path),
                 headers=_headers(worker),
                 allow_redirects=False,
-                server_hostname=worker.endpoint.host if worker.endpoint.is_tls else None,
+                **self._secured(worker),
             ) as response:
                 return Page(await _body(response, limit_bytes), response.headers)
         except ProbeFailed:
@@ -126,7 +134,7 @@ class ProbeClient:
                     headers=headers,
                     skip_auto_headers=("Content-Type",),
                     allow_redirects=False,
-                    server_hostname=worker.endpoint.host if worker.endpoint.is_tls else None,
+                    **self._secured(worker),
                     timeout=aiohttp.ClientTimeout(total=None),
                 ) as response,
             ):

@@ -53,11 +53,12 @@ def test_settings_and_serve_config_have_the_same_keys_types_and_defaults() -> No
         assert field.default == light[key].default, key
         kinds = (
             {str}
-            if key in ("log_level", "explain_header")
+            if key in ("log_level", "explain_header", "routing_headers_denied")
             else set(typing.get_args(field.annotation)) or {field.annotation}
         )
         assert kinds == set(typing.get_args(light[key].type)) or kinds == {light[key].type}, key
-    assert {key for key in light if key.endswith(("_file", "_dir"))} - {"config_file"} == PATH_KEYS
+    paths = {key for key in light if key.endswith(("_file", "_dir")) or key.startswith("tls_")}
+    assert paths - {"config_file"} == PATH_KEYS
 
 
 def test_every_key_is_described_and_numbers_are_bounded() -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pointsman.config import documents
+from pointsman.config.keys_file import read_keys
 from pointsman.config.load import DEFAULT_PROFILES
 from pointsman.config.profiles_file import read_profiles
 from pointsman.config.workers_file import read_workers
@@ -22,7 +23,7 @@ from pointsman.daemon.main import main
 from pointsman.daemon.routing.checking import FileCheck
 
 EXAMPLES = DEFAULT_PROFILES.parent / "examples"
-KINDS = ["config", "profiles", "workers"]
+KINDS = ["config", "keys", "profiles", "workers"]
 
 
 def validator(kind: str) -> jsonschema.Draft202012Validator:
@@ -41,6 +42,8 @@ def is_taken(kind: str, value: object, folder: Path) -> bool:
         document = documents.read(file)
         if kind == "profiles":
             read_profiles(document, FileCheck())
+        elif kind == "keys":
+            read_keys(document)
         else:
             read_workers(document)
     except ConfigErrors:
@@ -91,6 +94,7 @@ def test_the_shipped_schema_is_that_of_the_models(kind: str) -> None:
         ("profiles", DEFAULT_PROFILES),
         ("profiles", EXAMPLES / "profiles.json"),
         ("profiles", EXAMPLES / "aibrix_profiles.json"),
+        ("keys", EXAMPLES / "keys.json"),
         ("workers", EXAMPLES / "workers.json"),
         ("workers", EXAMPLES / "workers_file_sd.yaml"),
     ],
@@ -209,3 +213,31 @@ def test_workers_that_are_not_valid_the_daemon_refuses(value: object, tmp_path: 
 )
 def test_settings_that_are_not_valid(settings: object) -> None:
     assert not is_valid("config", settings)
+
+
+DIGEST = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_good"),
+    [
+        ({"sha256": DIGEST}, True),
+        ({"key": "sk-0123456789abcdef"}, True),
+        ({"sha256": DIGEST, "models": ["qwen*"], "profiles": ["bulk"], "routing_headers": None}, True),
+        ({"sha256": DIGEST, "requests_per_minute": 0.5, "tokens_per_minute": 10}, True),
+        ({}, False),
+        ({"sha256": DIGEST, "key": "sk-0123456789abcdef"}, False),
+        ({"sha256": "sk-0123456789abcdef"}, False),
+        ({"key": "short"}, False),
+        ({"sha256": DIGEST, "models": []}, False),
+        ({"sha256": DIGEST, "modles": ["a"]}, False),
+        ({"sha256": DIGEST, "requests_per_minute": -1}, False),
+        (DIGEST, False),
+    ],
+    ids=str,
+)
+def test_keys(entry: object, is_good: bool, tmp_path: Path) -> None:
+    value = {"keys": {"team-a": entry}}
+    assert is_valid("keys", value) is is_good
+    assert is_taken("keys", value, tmp_path) is is_good
+    assert not is_valid("keys", {"keys": {"two words": entry}})

@@ -3,26 +3,27 @@
 import asyncio
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pointsman.config.settings import Settings
-from pointsman.config.snapshot import Shared
-from pointsman.daemon.control.desired import Rules
+from pointsman.config.snapshot import Shared, Snapshot
 from pointsman.daemon.control.publisher import NotPublished
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.workers.address import rules
 from pointsman.daemon.workers.locate import Locator
 from pointsman.daemon.workers.registry import Changes, Registry
 from tests.daemon.control.harness import write
+from tests.fakes.certificates import Authority
 
 
 class Bench:
-    def __init__(self, directory: Path, slots: int = 2) -> None:
+    def __init__(self, directory: Path, slots: int = 2, **fields: Any) -> None:
         self.profiles = write(directory / "profiles.json", {"profiles": {"one": {}}})
         self.workers = write(directory / "workers.json", {"workers": []})
         settings = Settings(
-            runtime_dir="", state_dir="", profiles_file=str(self.profiles), workers_file=str(self.workers)
+            runtime_dir="", state_dir="", profiles_file=str(self.profiles), workers_file=str(self.workers), **fields
         )
         numbers = count()
         self.registry = Registry(slots, lambda: str(next(numbers)), str(self.workers))
@@ -30,7 +31,7 @@ class Bench:
         self.failure: NotPublished | None = None
         self.settled: list[Changes] = []
         self.agains = 0
-        self.reloader = Reloader(settings, self.registry, locator, Rules(), self.settle, self.again)
+        self.reloader = Reloader(settings, self.registry, locator, Snapshot(generation=0), self.settle, self.again)
 
     async def settle(self, changes: Changes) -> None:
         self.settled.append(changes)
@@ -118,3 +119,72 @@ async def test_reloads_take_turns(bench: Bench) -> None:
     bench.reloader._settle = settle
     await asyncio.gather(*(bench.reloader.reload() for _ in range(10)))
     assert bench.reloader.is_ok
+
+
+DIGEST, OTHER = "ab" * 32, "cd" * 32
+
+
+def keys(**by_name: str) -> dict[str, object]:
+    return {"keys": {name: {"sha256": digest} for name, digest in by_name.items()}}
+
+
+async def test_a_bad_key_file_leaves_the_last_good_keys_in_force(tmp_path: Path) -> None:
+    path = write(tmp_path / "keys.json", keys(a=DIGEST))
+    bench = Bench(tmp_path, api_key_file=str(path))
+    await bench.reloader.start(0)
+    names = [key.name for key in bench.reloader.access.keys or ()]
+    assert names == ["a"]
+    write(path, {"keys": {"a": {"sha256": "nonsense"}}})
+    write(bench.profiles, {"profiles": {"two": {}}})
+    await bench.reloader.reload()
+    assert [key.name for key in bench.reloader.access.keys or ()] == ["a"]
+    assert list(bench.reloader.rules.profiles) == ["two"], "each file is a transaction of its own"
+    assert [error.key for error in bench.reloader.errors] == ["keys.a.sha256"]
+    path.unlink()
+    await bench.reloader.reload()
+    assert bench.reloader.access.keys, "a file that is gone is a bad one, not one that lets everybody in"
+    write(path, keys(b=OTHER))
+    await bench.reloader.reload()
+    assert bench.reloader.is_ok
+    assert [key.name for key in bench.reloader.access.keys or ()] == ["b"]
+
+
+async def test_a_final_refusal_takes_the_keys_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "keys.json", keys(a=DIGEST))
+    bench = Bench(tmp_path, api_key_file=str(path))
+    await bench.reloader.start(0)
+    bench.failure = NotPublished("shard 0: cannot", is_final=True)
+    write(path, keys(b=OTHER))
+    await bench.reloader.reload()
+    assert [key.name for key in bench.reloader.access.keys or ()] == ["a"]
+
+
+async def test_names_that_the_other_file_does_not_have_are_warned_about(tmp_path: Path) -> None:
+    entry = {"sha256": DIGEST, "profiles": ["one", "two"]}
+    path = write(tmp_path / "keys.json", {"keys": {"team-a": entry}})
+    bench = Bench(tmp_path, api_key_file=str(path))
+    matches = [{"profile": "one", "key": "team-*"}, {"profile": "one", "key": "sk-*"}]
+    write(bench.profiles, {"profiles": {"one": {}}, "match": matches})
+    await bench.reloader.start(0)
+    assert bench.reloader.warnings == (
+        "keys.team-a.profiles[1]: no profile is called 'two'",
+        "match[1].key: fits the name of no key in the key file",
+    )
+
+
+async def test_a_broken_pair_leaves_the_certificate_in_force(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue()
+    bench = Bench(tmp_path, tls_cert=str(pair.certificate), tls_key=str(pair.key), worker_ca_file=str(authority.file))
+    await bench.reloader.start(0)
+    before = bench.reloader.access
+    assert before.tls is not None
+    assert "BEGIN CERTIFICATE" in before.worker_ca
+    pair.certificate.write_bytes(authority.issue("other").certificate.read_bytes())
+    await bench.reloader.reload()
+    assert bench.reloader.access == before
+    assert "does not belong" in str(bench.reloader.errors[0])
+    authority.issue()
+    await bench.reloader.reload()
+    assert bench.reloader.is_ok
+    assert bench.reloader.access.tls not in (None, before.tls)

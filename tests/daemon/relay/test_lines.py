@@ -21,7 +21,8 @@ def quoted(text: str) -> bytes:
 
 def line(**fields: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "ts_s": 1.5, "request_id": b"req-1", "shard": 0, "client": b"::1", "method": b"POST", "path": b'"/v1"',
+        "ts_s": 1.5, "request_id": b"req-1", "shard": 0, "client": b"::1", "key": b"", "method": b"POST",
+        "path": b'"/v1"',
         "status": 200, "model": b'"m"', "is_stream": True, "profile": b'""', "policy": b"expected_cost",
         "generation": 3, "worker": b'"http://x"', "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
         "first_byte_ms": nan, "total_ms": 12.3456,
@@ -43,6 +44,11 @@ def test_names_and_values() -> None:
         "bytes_out": 2, "resends": 0, "reason": "prefix", "prompt_tokens": None, "matched_tokens": 0,
         "cached_tokens": 5, "output_tokens": None, "end": "complete",
     }  # fmt: skip
+
+
+def test_the_name_of_a_key_is_there_when_there_is_one() -> None:
+    assert line(key=b'"team-a"')["key"] == "team-a"
+    assert {name: value for name, value in line(key=b'"team-a"').items() if name != "key"} == line()
 
 
 def test_what_was_not_routed_has_no_reason() -> None:

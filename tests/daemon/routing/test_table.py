@@ -78,3 +78,20 @@ def test_profile_precedence() -> None:
     assert table.plan_for(None, "m", "/v1/x", {b"authorization": b"Basic sk-batch-7"}.get)[0].profile == "base"
     plan, known = table.plan_for("gone", "m", "/v1/x", no_header)
     assert (plan.profile, known) == ("base", False)
+
+
+def test_rules_go_by_the_name_of_the_key_where_keys_have_names() -> None:
+    profiles = {name: Profile(name) for name in ("batch", "rest")}
+    snapshot = Snapshot(1, profiles=profiles, default_profile="rest", matches=(Match("batch", key="batch-*"),))
+    table = RoutingTable(snapshot)
+
+    def header(name: bytes) -> bytes | None:
+        return b"Bearer batch-secret" if name == b"authorization" else None
+
+    def chosen(key: str | None) -> str:
+        return table.plan_for(None, "m", "/", header, key=key)[0].profile
+
+    assert chosen("batch-7") == "batch"
+    assert chosen("team-a") == "rest", "what the client shows is not looked at"
+    assert chosen("") == "rest"
+    assert chosen(None) == "batch", "without a key file, what it shows is all there is"

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from pointsman.config.load import DeclaredWorker
+from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.workers.address import parse
 from pointsman.daemon.workers.probe import MAX_BODY_BYTES, ProbeClient, ProbeFailed
 from pointsman.daemon.workers.registry import Worker
@@ -36,7 +37,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[ProbeClient]:
-    client = ProbeClient.open(timeout_s=5)
+    client = ProbeClient.open(5, WorkerTrust(str))
     yield client
     await client.close()
 
@@ -144,7 +145,7 @@ async def test_what_is_no_answer_is_a_failure_that_quotes_nothing(client: ProbeC
 
 
 async def test_silence_has_a_deadline() -> None:
-    client = ProbeClient.open(timeout_s=0.05)
+    client = ProbeClient.open(0.05, WorkerTrust(str))
     with socket.create_server(("127.0.0.1", 0)) as server:
         error = await failure(client, worker_at(server.getsockname()[1]))
     await client.close()

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from pointsman.config.load import DeclaredWorker
+from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.layout import STATUS_DOWN, STATUS_PENDING, STATUS_UP
 from pointsman.daemon.shm.segment import EngineSignals, Segment
@@ -112,7 +113,7 @@ class Bench:
 
 @pytest.fixture
 async def client() -> AsyncIterator[ProbeClient]:
-    client = ProbeClient.open(timeout_s=5)
+    client = ProbeClient.open(5, WorkerTrust(str))
     yield client
     await client.close()
 

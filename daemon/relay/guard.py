@@ -1,0 +1,65 @@
+"""Who may ask: API keys, and who may steer a request by headers. Stands before everything else, at a request's head.
+
+A gateway without a key file whose routing headers are for everybody has none, and pays nothing for one.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from pointsman.config.settings import Settings
+from pointsman.daemon.errors import key_not_allowed, no_key
+from pointsman.daemon.relay.inbound import STEERING, Inbound
+from pointsman.daemon.routing.table import RoutingTable
+
+OPEN_PATHS = frozenset((b"/health", b"/liveness", b"/readiness"))
+"""for load balancers and service managers, who have no key"""
+_EVERYWHERE = frozenset(("0.0.0.0/0", "::/0"))
+
+
+class Guard:
+    def __init__(self, settings: Settings) -> None:
+        self._needs_key = settings.api_key_file is not None
+        self._refuses_headers = settings.routing_headers_denied == "refuse"
+        self._networks = tuple(map(ip_network, settings.routing_header_networks))
+        self._is_open_to_all = _EVERYWHERE.issubset(settings.routing_header_networks)
+
+    @property
+    def is_needed(self) -> bool:
+        return self._needs_key or not self._is_open_to_all
+
+    def admit(self, request: Inbound, table: RoutingTable, peer: str) -> None:
+        """Raises RequestError 401, and 403 for routing headers where they are refused."""
+        if self._needs_key and request.path not in OPEN_PATHS:
+            key = table.keys.find(request.authorization, request.api_key)
+            if key is None:
+                raise no_key(_complaint(request))
+            request.identify(key)
+        steering = request.steering
+        if steering and not self._may_steer(request, peer):
+            if self._refuses_headers:
+                names = ", ".join(sorted({name.decode() for name in steering}))
+                raise key_not_allowed("routing_header_not_allowed", f"not allowed from here, or with this key: {names}")
+            request.drop_headers(STEERING)
+
+    def _may_steer(self, request: Inbound, peer: str) -> bool:
+        """What the key says wins over where the request comes from."""
+        key = request.key
+        if key is not None and key.may_steer is not None:
+            return key.may_steer
+        return self._is_open_to_all or self._is_inside(peer)
+
+    def _is_inside(self, peer: str) -> bool:
+        try:
+            address = ip_address(peer.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:  # a socket for both families
+            address = address.ipv4_mapped
+        return any(address in network for network in self._networks)
+
+
+def _complaint(request: Inbound) -> str:
+    if request.authorization is None and request.api_key is None:
+        return "this needs an API key: send it as `Authorization: Bearer KEY` (or `x-api-key: KEY`)"
+    return "the API key is not one of this gateway's"
