@@ -259,7 +259,11 @@ class Tables:
         return server_context(material)
 
     def tls(self, generation: int) -> ssl.SSLContext:
-        return self._tls[generation]
+        """Raises SSLError, which ends the handshake, when the generation has no certificate (yet)."""
+        try:
+            return self._tls[generation]
+        except KeyError:
+            raise ssl.SSLError(f"no certificate in generation {generation}") from None
 
     def __call__(self, generation: int) -> RoutingTable:
         return self._by_generation[generation]

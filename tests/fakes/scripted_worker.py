@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -92,11 +93,12 @@ class ScriptedWorker:
     script: Script = field(default_factory=lambda: answer_all(OK))
     requests: queue.Queue[Seen] = field(default_factory=queue.Queue)
     connections: int = 0
+    secure: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"https://localhost:{self.port}" if self.secure else f"http://127.0.0.1:{self.port}"
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -121,6 +123,11 @@ class ScriptedWorker:
             thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
+        if self.secure is not None:
+            try:
+                sock = self.secure.wrap_socket(sock, server_side=True)
+            except OSError:  # the other side does not like what it sees
+                return
         session = Session(sock)
         original = session.read
 

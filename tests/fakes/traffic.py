@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -171,6 +172,7 @@ class Traffic:
         connections: int,
         total: int | None = None,
         reconnects: bool = True,
+        secure: ssl.SSLContext | None = None,
         is_complete: Callable[[bytes], bool] = lambda _answer: True,
     ) -> None:
         self.wire = wire
@@ -180,6 +182,7 @@ class Traffic:
         self._address = address
         self._connections = connections
         self._reconnects = reconnects
+        self._secure: dict[str, Any] = {"ssl": secure, "server_hostname": "localhost"} if secure else {}
         self._left = total
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -226,7 +229,7 @@ class Traffic:
         loop = asyncio.get_running_loop()
         while not self._is_stopping and self._left != 0:
             try:
-                _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
+                _, connection = await loop.create_connection(lambda: _Connection(self), *self._address, **self._secure)
             except OSError as error:
                 self.report.failures.append(Failure(f"connect: {error!r}", 0, time.monotonic()))
                 await asyncio.sleep(0.01)
@@ -259,8 +262,10 @@ def shards_of_connections(pids: list[int], port: int) -> dict[int, int]:
 class Client:
     """One connection, one request after the other, by hand: for a test that wants to know where it is connected."""
 
-    def __init__(self, address: tuple[str, int], timeout_s: float = 10.0) -> None:
+    def __init__(self, address: tuple[str, int], timeout_s: float = 10.0, secure: ssl.SSLContext | None = None) -> None:
         self.sock = socket.create_connection(address, timeout=timeout_s)
+        if secure is not None:
+            self.sock = secure.wrap_socket(self.sock, server_hostname="localhost")
         self.port: int = self.sock.getsockname()[1]
         self.rest = b""
 
@@ -340,12 +345,14 @@ class Reply:
 
 
 @contextmanager
-def client_of_each(pids: list[int], address: tuple[str, int], tries: int = 200) -> Iterator[dict[int, Client]]:
+def client_of_each(
+    pids: list[int], address: tuple[str, int], tries: int = 200, secure: ssl.SSLContext | None = None
+) -> Iterator[dict[int, Client]]:
     """One connection to each of these shards, by process id."""
     found: dict[int, Client] = {}
     with ExitStack() as stack:
         for _ in range(tries):
-            client = stack.enter_context(Client(address))
+            client = stack.enter_context(Client(address, secure=secure))
             client.get("/health")
             pid = shards_of_connections(pids, address[1]).get(client.port)
             if pid is None or pid in found:

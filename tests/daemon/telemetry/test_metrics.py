@@ -8,10 +8,11 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from pointsman.config.snapshot import Snapshot, WorkerSpec
+from pointsman.config.snapshot import KeySpec, Snapshot, WorkerSpec
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import EngineSignals, Segment
+from pointsman.daemon.telemetry.key_counts import KeyCounts
 from pointsman.daemon.telemetry.metrics import DaemonInfo, render
 from pointsman.daemon.telemetry.series import ROUTES, Series
 
@@ -23,6 +24,8 @@ NAMES = {
     "pointsman_requests_total": ("counter", "code model route"),
     "pointsman_request_duration_seconds": ("histogram", "route"),
     "pointsman_time_to_first_byte_seconds": ("histogram", "route"),
+    "pointsman_key_requests_total": ("counter", "class key"),
+    "pointsman_key_tokens_total": ("counter", "key kind"),
     "pointsman_worker_up": ("gauge", "worker"),
     "pointsman_worker_weight": ("gauge", "worker"),
     "pointsman_worker_in_flight": ("gauge", "worker"),
@@ -102,7 +105,13 @@ def worker(slot: int, **fields: object) -> WorkerSpec:
     return WorkerSpec(**(known | {"address": "127.0.0.1", "port": 8000} | fields))  # type: ignore[arg-type]
 
 
-SNAPSHOT = Snapshot(generation=7, workers=(worker(0), worker(2, weight=2.5)), models=("other", "qwen"))
+SNAPSHOT = Snapshot(
+    generation=7,
+    workers=(worker(0), worker(2, weight=2.5)),
+    models=("other", "qwen"),
+    keys=(KeySpec("team-a", b"1"), KeySpec("late", b"2")),
+    key_names=("", "gone", "team-a"),
+)
 
 
 @pytest.fixture
@@ -178,6 +187,25 @@ def test_a_model_that_has_no_name_yet_is_added_to_other(segment: Segment) -> Non
     shard.count(CHAT, 0, 200)
     shard.count(CHAT, 99, 200)
     assert values(segment, "pointsman_requests") == {("200", "other", "/v1/chat/completions"): 2}
+
+
+def test_requests_and_tokens_are_named_by_key(segment: Segment) -> None:
+    """Of the keys that there are: those that were deleted end, those without a label of their own are one series."""
+    KeyCounts(segment, 0).count(2, 200, prompt_tokens=10, output_tokens=3)
+    KeyCounts(segment, 1).count(2, 200, prompt_tokens=1)
+    KeyCounts(segment, 1).count(2, 499)
+    KeyCounts(segment, 1).count(2, 502)
+    KeyCounts(segment, 1).count(1, 200)
+    team = {("ok", "team-a"): 2.0, ("4xx", "team-a"): 1.0, ("5xx", "team-a"): 1.0}
+    assert values(segment, "pointsman_key_requests") == team
+    assert values(segment, "pointsman_key_tokens") == {("team-a", "prompt"): 11, ("team-a", "output"): 3}
+    KeyCounts(segment, 0).count(0, 200)
+    others = {("ok", "other"): 1.0, ("4xx", "other"): 0.0, ("5xx", "other"): 0.0}
+    assert values(segment, "pointsman_key_requests") == team | others
+
+
+def test_without_a_key_file_nothing_is_said_of_keys(segment: Segment) -> None:
+    assert "pointsman_key_requests" not in scrape(segment, Snapshot(generation=7))
 
 
 def test_histograms_are_cumulative_and_in_seconds(segment: Segment) -> None:
