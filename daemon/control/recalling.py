@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pointsman.config.settings import Settings
+from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.shm.prefix_dump import IndexLoad
 from pointsman.daemon.shm.prefix_index import SLICE_US
 from pointsman.daemon.shm.routing_state import RoutingState
@@ -68,6 +69,7 @@ async def recall(
 
 def _slots(found: Description, state: RoutingState, registry: Registry, scraper: Scraper) -> list[int]:
     """Where each slot of the file is here; -1: nowhere, its worker is gone or cannot be known again."""
+    resilience = SharedResilience(state, -1)
     slot_of = [-1] * found.slots
     slot_of[-1] = state.ghost
     away_s = max(time.time() - found.created_at, 0.0)
@@ -79,6 +81,8 @@ def _slots(found: Description, state: RoutingState, registry: Registry, scraper:
             state.bookings.recall_pace(worker.slot, *one.pace)
         if scraper.recall(worker, one.marks, is_certain=one.is_certain, away_s=away_s):
             slot_of[one.slot] = worker.slot
+            if one.breaker is not None:
+                resilience.recall(worker.slot, one.breaker, time.monotonic(), away_s)
     return slot_of
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pointsman.config.settings import Settings
 from pointsman.daemon.control.residency import Residency
+from pointsman.daemon.dispatch.resilience import SharedResilience
+from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm import prefix_layout
 from pointsman.daemon.shm.prefix_dump import IndexDump
 from pointsman.daemon.shm.routing_state import RoutingState
@@ -54,6 +56,7 @@ class StateSaver:
         self, state: RoutingState, settings: Settings, registry: Registry, scraper: Scraper, residency: Residency
     ) -> None:
         self._state = state
+        self._resilience = SharedResilience(state, -1)
         self._settings = settings
         self._registry = registry
         self._scraper = scraper
@@ -121,7 +124,8 @@ class StateSaver:
 
     def _fingerprint(self) -> object:
         """Differs when there is something new to save."""
-        return self._state.index.totals()["clock"], self._residency.forgotten.total()
+        breakers = self._state.segment.cells[at.H_BREAKERS]
+        return self._state.index.totals()["clock"], self._residency.forgotten.total(), breakers
 
     def _tenants(self) -> list[_Tenant]:
         return [_Tenant(worker.slot, self._saved(worker), self._times_forgotten(worker)) for worker in self._workers()]
@@ -134,7 +138,9 @@ class StateSaver:
 
     def _saved(self, worker: Worker) -> SavedWorker:
         marks, is_certain = self._scraper.marks(worker)
-        return SavedWorker(worker.slot, worker.url, marks, is_certain, self._state.bookings.pace(worker.slot))
+        slot = worker.slot
+        breaker = self._resilience.saved(slot, time.monotonic())
+        return SavedWorker(slot, worker.url, marks, is_certain, self._state.bookings.pace(slot), breaker)
 
     def _description(self, tenants: Sequence[_Tenant]) -> Description:
         totals = self._state.index.totals()

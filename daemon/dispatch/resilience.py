@@ -22,7 +22,7 @@ from pointsman.config.snapshot import Shared
 from pointsman.daemon.errors import breaker_open
 from pointsman.daemon.resilience import admission, breaker, budget
 from pointsman.daemon.resilience.admission import Admission, Usage
-from pointsman.daemon.resilience.breaker import UNCOUNTED, Breaker, BreakerView, Verdict
+from pointsman.daemon.resilience.breaker import UNCOUNTED, Breaker, BreakerView, SavedBreaker, Verdict
 from pointsman.daemon.resilience.budget import RetryBudget
 from pointsman.daemon.resilience.ejection import Candidate, overruled
 from pointsman.daemon.resilience.rates import RequestRate
@@ -169,6 +169,17 @@ class SharedResilience:
 
     def view(self, slot: int, now: float) -> BreakerView:
         return self._breaker.view(self._breakers[slot], now)
+
+    def saved(self, slot: int, now: float) -> SavedBreaker | None:
+        """What is to be known of the breaker after a restart of the daemon; None: it is closed."""
+        return breaker.saved(self._breakers[slot], now)
+
+    def recall(self, slot: int, before: SavedBreaker, now: float, away_s: float) -> None:
+        """What `saved` told `away_s` ago."""
+        with self._locked() as held:
+            if held:
+                breaker.recall(self._breakers[slot], before, now, away_s)
+                self._state.count_breakers()
 
     # --- the retry budget
 

@@ -38,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from pointsman.config.resilience import BreakerSection
 from pointsman.daemon.resilience.words import Words
@@ -54,6 +55,9 @@ BUCKET_START, BUCKET_REQUESTS, BUCKET_FAILURES = range(BUCKET_WORDS)  # the firs
 
 UNCOUNTED = -1
 """Ticket of a request that is sent though the breaker does not let it pass, or that has no breaker."""
+
+_LONG_S = 1e9
+"""longer than any timeout"""
 
 PROBE_RETRY_AFTER_S = 1.0
 """What a client is told while a probe is out: its result may come at any moment."""
@@ -250,6 +254,33 @@ class Breaker:
             openings=words.get_int(B_OPENINGS),
             is_probed=bool(words.get_int(B_HOLDER)) and now < words.get_real(B_LEASE_END),
         )
+
+
+class SavedBreaker(NamedTuple):
+    """Of a breaker that is not closed: what is worth keeping over a restart of the daemon."""
+
+    open_s: float | None
+    """Seconds since it opened; None: a probe is due, whatever the timeout."""
+    openings: int
+
+
+def saved(words: Words, now: float) -> SavedBreaker | None:
+    """None: it is closed."""
+    state = words.get_int(B_STATE)
+    if state == State.CLOSED:
+        return None
+    open_s = max(now - words.get_real(B_SINCE), 0.0) if state == State.OPEN else None
+    return SavedBreaker(open_s, words.get_int(B_OPENINGS))
+
+
+def recall(words: Words, before: SavedBreaker, now: float, away_s: float) -> None:
+    """Open again, as `saved` told it `away_s` ago, unless something was seen of the worker since."""
+    if words.get_int(B_OPENINGS):
+        return
+    words.set_real(B_SINCE, now - (_LONG_S if before.open_s is None else before.open_s + away_s))
+    words.set_int(B_OPENINGS, max(before.openings, 1))
+    _void_tickets(words)
+    words.set_int(B_STATE, State.OPEN)
 
 
 def _void_tickets(words: Words) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from pointsman.daemon.errors import PointsmanError
+from pointsman.daemon.resilience.breaker import SavedBreaker
 from pointsman.daemon.shm import prefix_layout
 from pointsman.daemon.workers.atomic_file import Replacement
 from pointsman.daemon.workers.marks import Marks
@@ -50,6 +51,8 @@ class SavedWorker(msgspec.Struct, frozen=True):
     """Somebody watched: the engine is the one that holds what the records say."""
     pace: tuple[float, int]
     """seconds per output token, and of how many answers (Bookings.pace)"""
+    breaker: SavedBreaker | None = None
+    """None: closed"""
 
 
 class Description(msgspec.Struct, frozen=True):

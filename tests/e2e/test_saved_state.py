@@ -41,6 +41,17 @@ def decisions(gate: Gateway, prompts: Sequence[str] = PROMPTS) -> list[dict[str,
     return found
 
 
+def statuses(gate: Gateway, count: int) -> list[tuple[int, str]]:
+    """(status, our error's code), over a new connection each."""
+    found = []
+    for _ in range(count):
+        with Client((gate.host, gate.port)) as client:
+            reply = client.ask(shaped("prompt string", "a prompt", max_tokens=1))
+        error = reply.json.get("error", {})
+        found.append((reply.status, str(error.get("code") or "") if reply.status == 503 else ""))
+    return found
+
+
 def hit_share(found: Sequence[dict[str, Any]]) -> float:
     matched: int = sum(one["matched_tokens"] for one in found)
     return matched / int(sum(one["prompt_tokens"] for one in found))
@@ -123,6 +134,18 @@ def test_an_upgrade_takes_along_what_was_learned(tmp_path: Path) -> None:
                 gate.wait_until("the new one has ended", lambda: not Path(f"/proc/{answer['pid']}").exists())
     assert loaded["workers"] == 3
     assert hit_share(after) == hit_share(before) > 0.95
+
+
+def test_an_open_breaker_stays_open(tmp_path: Path) -> None:
+    breaker = ("--cb-failure-threshold", "3", "--cb-timeout-duration-secs", "600", "--disable-retries")
+    fails = '{"kind": "status", "status": 500}'
+    with launch_engines(1, "--fault", fails) as engines:
+        with started(tmp_path, engines, *breaker) as gate:
+            assert statuses(gate, 4) == [(500, ""), (500, ""), (500, ""), (503, "circuit_open")]
+        with started(tmp_path, engines, *breaker) as gate:
+            assert statuses(gate, 1) == [(503, "circuit_open")]
+    with launch_engines(1, "--port", str(engines[0].port)), started(tmp_path, engines, *breaker) as gate:
+        assert statuses(gate, 1) == [(200, "")], "it is another engine's"
 
 
 def test_after_a_kill_the_last_periodic_snapshot_counts(tmp_path: Path) -> None:

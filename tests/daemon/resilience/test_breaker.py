@@ -3,7 +3,18 @@
 import pytest
 
 from pointsman.config.resilience import BreakerSection
-from pointsman.daemon.resilience.breaker import BUCKETS, UNCOUNTED, WORDS, Breaker, State, Verdict, verdict_of
+from pointsman.daemon.resilience.breaker import (
+    BUCKETS,
+    UNCOUNTED,
+    WORDS,
+    Breaker,
+    SavedBreaker,
+    State,
+    Verdict,
+    recall,
+    saved,
+    verdict_of,
+)
 from pointsman.daemon.resilience.words import private_words
 
 OK, BAD, NEUTRAL = Verdict.SUCCESS, Verdict.FAILURE, Verdict.NEUTRAL
@@ -288,3 +299,50 @@ def test_the_view() -> None:
     view = driven.breaker.view(driven.words, driven.now)
     assert (view.state, view.since, view.failures_in_a_row) == (State.HALF_OPEN, START + 30.0, 3)
     assert (view.openings, view.is_probed) == (1, True)
+
+
+# --- over a restart of the daemon
+
+
+def test_a_closed_breaker_leaves_nothing_to_save() -> None:
+    driven = Driven()
+    driven.request(BAD, BAD)
+    assert saved(driven.words, driven.now) is None
+
+
+@pytest.mark.parametrize(("away_s", "state"), [(0.0, State.OPEN), (19.0, State.OPEN), (20.0, State.HALF_OPEN)])
+def test_an_open_breaker_goes_on_where_it_was(away_s: float, state: State) -> None:
+    before, after = Driven(), Driven()
+    before.request(BAD, BAD, BAD)
+    before.now += 10.0
+    told = saved(before.words, before.now)
+    assert told == SavedBreaker(10.0, 1)
+    after.now = 7.0  # another boot: the monotonic clock began anew
+    recall(after.words, told, after.now, away_s)
+    assert after.state() is state
+    after.now += 30.0
+    after.request(OK, OK)
+    assert after.state() is State.CLOSED
+    assert after.breaker.view(after.words, after.now).openings == 1
+
+
+def test_a_half_open_breaker_comes_back_with_its_probe_due() -> None:
+    before, after = Driven(), Driven()
+    before.half_open()
+    assert before.acquire() is not None
+    told = saved(before.words, before.now)
+    assert told == SavedBreaker(None, 1)
+    recall(after.words, told, after.now, 0.0)
+    assert after.state() is State.HALF_OPEN
+    assert after.acquire() is not None
+    assert after.acquire() is None, "single probes"
+
+
+def test_what_was_seen_since_counts_more_than_what_was_saved() -> None:
+    driven = Driven(timeout_s=5.0)
+    driven.request(BAD, BAD, BAD)
+    driven.now += 5.0
+    driven.request(OK, OK)
+    assert driven.state() is State.CLOSED
+    recall(driven.words, SavedBreaker(0.0, 9), driven.now, 1.0)
+    assert driven.state() is State.CLOSED

@@ -11,13 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from pointsman.daemon.resilience.breaker import SavedBreaker
 from pointsman.daemon.shm import prefix_layout
 from pointsman.daemon.workers import saved_state
 from pointsman.daemon.workers.marks import Marks
 from pointsman.daemon.workers.saved_state import Description, SavedWorker, Unusable, Writer, machine, read, read_seed
 
 NOW = 1_700_000_000.0
-WORKER = SavedWorker(2, "http://10.0.0.1:8000", Marks(1.6e9, "abc", 100.0, 50.0), True, (0.02, 17))
+WORKER = SavedWorker(
+    2, "http://10.0.0.1:8000", Marks(1.6e9, "abc", 100.0, 50.0), True, (0.02, 17), SavedBreaker(None, 3)
+)
 RECORDS = bytes(range(256)) * 40
 
 
@@ -149,7 +152,7 @@ def test_an_unfinished_file_leaves_the_old_one(path: Path) -> None:
 
 def test_a_new_field_of_a_later_version_is_no_reason_to_start_cold(path: Path) -> None:
     writer = Writer(path)
-    text = msgspec.json.encode(msgspec.to_builtins(describe()) | {"breakers": {"http://10.0.0.1:8000": [1, 2]}})
+    text = msgspec.json.encode(msgspec.to_builtins(describe()) | {"sessions": {"http://10.0.0.1:8000": [1, 2]}})
     writer._write(text + len(text).to_bytes(8, "little"))
     writer._file.write(writer._digest.digest())
     writer._file.commit()
