@@ -37,6 +37,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 READY_TIMEOUT_S = 10.0
+SPLIT_S = 0.02
 END_OF_EVENT = b"\n\n\r\n"
 """of a chunk that holds one event, as engines write them"""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -103,12 +104,18 @@ class ErrorEvent:
     """A stream with status 200 whose first event is an error, as vLLM writes it."""
 
     status: int = 503
+    split_at: int | None = None
+    """That many bytes of the body come at first, the others a moment later."""
 
-    def wire(self) -> bytes:
-        events = (b"data: " + error_json(self.status), b"data: [DONE]")
-        chunks = b"".join(b"%x\r\n%b\n\n\r\n" % (len(event) + 2, event) for event in events)
+    def wires(self) -> tuple[bytes, bytes]:
+        """What is written at first, and what later."""
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in self.events())
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        return head + chunks + b"0\r\n\r\n"
+        body = chunks + b"0\r\n\r\n"
+        return head + body[: self.split_at], b"" if self.split_at is None else body[self.split_at :]
+
+    def events(self) -> tuple[bytes, bytes]:
+        return b"data: " + error_json(self.status) + b"\n\n", b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,14 +354,23 @@ class _GatewaySide(asyncio.Protocol):
 
     def _strike(self, fault: Fault | None, wire: bytes) -> None:
         match fault:
-            case Status() | ErrorEvent() | Garbage():
+            case Status() | Garbage():
                 self._transport.write(fault.wire())
+            case ErrorEvent():
+                first, rest = fault.wires()
+                self._transport.write(first)
+                if rest:
+                    asyncio.get_running_loop().call_later(SPLIT_S, self._write, rest)
             case Cut() if not fault.is_in_body:
                 self.end(fault.how)
             case Delay():
                 self._forward(wire, None, fault.seconds)
             case _:
                 self._forward(wire, fault)
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def _forward(self, wire: bytes, fault: Cut | Drip | None, delay_s: float = 0.0) -> None:
         self._answer = _Answer(self, self._transport, fault)

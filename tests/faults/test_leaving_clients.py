@@ -192,7 +192,6 @@ def test_a_thousand_clients_leave(gate: Gateway, fleet: ChaosFleet, folder: Path
     assert_nothing_stays(gate, before, folder)
 
 
-@pytest.mark.xfail(reason="requests are not admitted yet", strict=False)
 def test_their_permits_are_free(gate: Gateway, fleet: ChaosFleet) -> None:
     assert_all_are_free(gate, fleet, PERMITS)
 
@@ -200,7 +199,6 @@ def test_their_permits_are_free(gate: Gateway, fleet: ChaosFleet) -> None:
 # --- where nothing is sent to a worker
 
 
-@pytest.mark.xfail(reason="attempts are not retried yet", strict=False)
 def test_who_leaves_between_two_attempts_causes_no_other(gate: Gateway, fleet: ChaosFleet, folder: Path) -> None:
     before = held(gate, folder)
     with client_of_each(gate.pids("shard"), (gate.host, gate.port)) as clients:
@@ -219,7 +217,6 @@ def test_who_leaves_between_two_attempts_causes_no_other(gate: Gateway, fleet: C
     assert_nothing_stays(gate, before, folder)
 
 
-@pytest.mark.xfail(reason="requests are not admitted yet", strict=False)
 def test_who_leaves_the_queue_gives_its_place_back(fleet: ChaosFleet) -> None:
     shared = {"admission": {"max_concurrent_requests": 1, "queue_size": PLACES}}
     with gateway_with({}, shared, workers=fleet.urls) as (gate, _), Client((gate.host, gate.port)) as holder:
@@ -229,6 +226,7 @@ def test_who_leaves_the_queue_gives_its_place_back(fleet: ChaosFleet) -> None:
         for _ in range(3):
             with full_queue(gate):
                 assert len(fleet.attempts) == 1
+            gate.wait_until("they are gone", lambda: gate.admin("GET", "/status")[1]["connections"] == 1)
         with full_queue(gate) as waiting:
             holder.sock.close()
             assert [read_answer(client).status for client in waiting] == [200] * PLACES
