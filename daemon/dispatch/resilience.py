@@ -25,7 +25,7 @@ from pointsman.daemon.resilience.admission import Admission, Usage
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Breaker, BreakerView, SavedBreaker, Verdict
 from pointsman.daemon.resilience.budget import RetryBudget
 from pointsman.daemon.resilience.ejection import Candidate, overruled
-from pointsman.daemon.resilience.rates import RequestRate
+from pointsman.daemon.resilience.rates import KeyRates, RequestRate
 from pointsman.daemon.resilience.retry import without_failed
 from pointsman.daemon.resilience.table import ROW_WORDS, Table
 from pointsman.daemon.resilience.waiting import Line, Waiter
@@ -70,6 +70,7 @@ class SharedResilience:
         self._rate_words = self._words(layout.rates, (at.PROFILE_RATES + at.KEY_RATES) * at.RATE_WORDS)
         self._in_use = layout.admission + max(shard, 0) * at.ADMISSION_SHARD_WORDS + admission.IN_USE
         self._profile_rates = Table(0, at.PROFILE_RATES)
+        self._key_rates = KeyRates(Table(at.PROFILE_RATES * at.RATE_WORDS, at.KEY_RATES))
         self.line = Line(max(shard, 0))
         self.use(BreakerSection(), AdmissionSection())
 
@@ -238,6 +239,17 @@ class SharedResilience:
                 return 0.0
             index = self._profile_rates.claim(words, key, words.get_real)
             return RequestRate(limits).take(words, index, now)
+
+    def take_for_key(self, key: int, limits: LimitsSection, now: float, tokens: float) -> float:
+        """0, or seconds until the rates of an API key let one more request pass, of so many tokens, about."""
+        with self._locked() as held:
+            return self._key_rates.take(self._rate_words, key, limits, now, tokens) if held else 0.0
+
+    def correct_for_key(self, key: int, limits: LimitsSection, now: float, more_tokens: float) -> None:
+        """At the end of a request: what it took of tokens beyond `take_for_key`; negative: less."""
+        with self._locked() as held:
+            if held:
+                self._key_rates.correct(self._rate_words, key, limits, now, more_tokens)
 
     # --- a shard that is dead
 

@@ -26,8 +26,9 @@ import math
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pointsman.config.resilience import LimitsSection
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.errors import (
@@ -47,7 +48,7 @@ from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
-from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report
+from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
 from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
@@ -83,6 +84,14 @@ _VERDICTS = {SUCCEEDED: Verdict.SUCCESS, FAILED: Verdict.FAILURE, NEUTRAL: Verdi
 _NUMBERS = {verdict: number for number, verdict in _VERDICTS.items()}
 _GUESSED_OUTPUT_TOKENS = 256
 """of a request that names no max_tokens, for its place in the queue; corrected when it has ended"""
+
+
+class Metered(NamedTuple):
+    """What was taken of the rates of an API key: put right when the tokens are known."""
+
+    key: int
+    limits: LimitsSection
+    tokens: float
 
 
 class Exchange:
@@ -126,6 +135,7 @@ class Exchange:
     _held: ResponseHead | None = None
     """the head of a stream whose first event has not come, or not all of it"""
     _held_data = b""
+    _metered: Metered | None = None
     _permit: Waiter | None = None
     _has_free_permit = False
     _is_probe = False
@@ -153,6 +163,10 @@ class Exchange:
             prompt_tokens = context.router.read_prompt(self.features)
             plan = self._plan(prompt_tokens)
             self._watch(plan)
+            key = self.request.key
+            limits = plan.key_limits if key is None or key.limits is None else key.limits
+            if limits is not None:
+                self._take_for_key(limits, prompt_tokens)
             if plan.limits.requests_per_second:
                 self._take_request(plan)
             if not self._enter(plan, prompt_tokens):
@@ -231,6 +245,21 @@ class Exchange:
             most = plan.limits.requests_per_second
             raise rate_limited(f"the profile {plan.profile!r} allows {most:g} requests a second", wait_s)
 
+    def _take_for_key(self, limits: LimitsSection, prompt_tokens: int) -> None:
+        """A gateway without a key file goes by what the client shows, whatever it is."""
+        request, tokens = self.request, self._estimate(prompt_tokens)
+        key = key_of_bytes(request.shown_key) if request.key is None else request.key.id
+        wait_s = self.context.resilience.take_for_key(key, limits, self.context.now(), tokens)
+        if wait_s:
+            self.context.count(at.G_RATE_LIMITED)
+            raise rate_limited(f"this key has {_allowance(limits)} a minute", wait_s)
+        self._metered = Metered(key, limits, tokens)
+
+    def _estimate(self, prompt_tokens: int) -> float:
+        """Tokens of the prompt and the answer, before there is one."""
+        most = self.features.max_tokens
+        return float(prompt_tokens + (_GUESSED_OUTPUT_TOKENS if most is None else most))
+
     def _enter(self, plan: Plan, prompt_tokens: int) -> bool:
         """Whether it may go on at once. Raises RequestError when there is no room for it."""
         context = self.context
@@ -238,10 +267,9 @@ class Exchange:
             context.resilience.enter_freely()
             self._has_free_permit = True
             return True
-        user = self.request.header(b"user")
-        most = self.features.max_tokens
-        estimate = prompt_tokens + (_GUESSED_OUTPUT_TOKENS if most is None else most)
-        waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, plan.priority, float(estimate))
+        user = self.request.user
+        estimate = self._estimate(prompt_tokens)
+        waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, plan.priority, estimate)
         self._permit = waiter
         self._has_free_permit = waiter is None
         return waiter is None or waiter.is_admitted
@@ -708,6 +736,9 @@ class Exchange:
         tokens = output_tokens(self, ending)
         self._unbook(now, tokens, was_computed=was_computed, verdict=verdict)
         self._leave(tokens)
+        if self._metered is not None:
+            key, limits, estimate = self._metered
+            context.resilience.correct_for_key(key, limits, now, sum(tokens_served(self, status)) - estimate)
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
@@ -728,6 +759,11 @@ class Exchange:
             decision = self.decision
             served = None if tokens is None or decision is None else float(decision.prompt_tokens + tokens)
             self.context.admitting.leave(self._permit, served)
+
+
+def _allowance(limits: LimitsSection) -> str:
+    rates = {"requests": limits.key_requests_per_minute, "tokens": limits.key_tokens_per_minute}
+    return " and ".join(f"{rate:g} {what}" for what, rate in rates.items() if rate)
 
 
 def _closing(tail: bytes) -> bytes:

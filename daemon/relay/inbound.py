@@ -225,6 +225,18 @@ class Inbound:
             found["user"] = self.key.user
         return found
 
+    @property
+    def user(self) -> bytes | None:
+        """Who the request counts for: what its key says goes before what the client says."""
+        if self.key is not None and self.key.user:
+            return self.key.user.encode()
+        return self.header(b"user")
+
+    @property
+    def shown_key(self) -> bytes:
+        """What tells the key of one client from that of another; "" for those without."""
+        return self.authorization or self.api_key or b""
+
     def passing_lines(self) -> bytes:
         """The headers that go to the worker untouched, as complete lines."""
         named = self.connection_names

@@ -35,9 +35,8 @@ class Key:
         self.label = label
         """index into the counters of keys"""
         self.user = spec.user
-        self.limits = LimitsSection(
-            key_requests_per_minute=spec.requests_per_minute, key_tokens_per_minute=spec.tokens_per_minute
-        )
+        self.limits = limits_of(spec)
+        """of this key alone; None: as the profile says"""
         self.may_steer = spec.may_steer
         self._models = frozenset(spec.models)
         self._patterns: tuple[Pattern[str], ...] = tuple(compile_pattern(translate(model)) for model in spec.models)
@@ -60,6 +59,12 @@ class Key:
             names = ", ".join(sorted(self._profiles))
             message = f"this key is not good for {what}; ask for one of these with the header config-profile: {names}"
             raise key_not_allowed("profile_not_allowed", message)
+
+
+def limits_of(spec: KeySpec) -> LimitsSection | None:
+    if not (spec.requests_per_minute or spec.tokens_per_minute):
+        return None
+    return LimitsSection(key_requests_per_minute=spec.requests_per_minute, key_tokens_per_minute=spec.tokens_per_minute)
 
 
 class KeyRing:

@@ -83,6 +83,8 @@ class Plan:
     retry: RetrySection = field(default_factory=RetrySection)
     timeouts: TimeoutsSection = field(default_factory=TimeoutsSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
+    key_limits: LimitsSection | None = None
+    """`limits`, if they say something of single API keys"""
     stream_failure: str = "error"
     priority: int = PRIORITIES.index("default")
     """class in which its requests wait for admission"""
@@ -220,6 +222,7 @@ class RoutingTable:
             msgspec.convert(snapshot.default_retry | profile.retry, RetrySection),
             msgspec.convert(snapshot.default_timeouts | profile.timeouts, TimeoutsSection),
             limits,
+            limits if limits.key_requests_per_minute or limits.key_tokens_per_minute else None,
             profile.stream_failure,
             PRIORITIES.index(limits.priority),
             b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),

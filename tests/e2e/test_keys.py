@@ -189,7 +189,9 @@ def test_names_are_told_and_keys_are_not(engines: list[str], tmp_path: Path) -> 
         assert metrics['pointsman_key_tokens_total{key="clear",kind="prompt"}'] > 0
         told = json.dumps([gate.admin("GET", where)[1] for where in ("/status", "/config", "/workers", "/metrics")])
         told += json.dumps(gate.admin("GET", "/decisions")[1])
-        state = "".join(kept.read_text() for kept in (gate.folder / "state").rglob("*") if kept.is_file())
+        state = "".join(
+            kept.read_bytes().decode("latin-1") for kept in (gate.folder / "state").rglob("*") if kept.is_file()
+        )
     told += json.dumps(gate.log) + state
     for name in ("clear", "hashed", "stranger"):
         assert secret(name) not in told
@@ -217,6 +219,51 @@ def test_routing_headers_of_some(engines: list[str], tmp_path: Path) -> None:
         assert code(reply) == "routing_header_not_allowed"
         assert "x-smg-target-worker" in reply.json["error"]["message"]
         assert {reply.status for reply in on_each_shard(gate, ask("may_not", x_session_id="s"))} == {200}
+
+
+# --- rates
+
+
+def test_rates_of_keys_are_one_for_all_shards(engines: list[str], tmp_path: Path) -> None:
+    path, profiles = tmp_path / "keys.json", tmp_path / "profiles.json"
+    path.write_bytes(keys("free", few={"requests_per_minute": 6}, many={"requests_per_minute": 9}))
+    profiles.write_text(json.dumps({"profiles": {"default": {"limits": {"key_requests_per_minute": 8}}}}))
+    with gateway("--api-key-file", str(path), "--profiles", str(profiles), workers=engines) as gate:
+        with clients_of(gate) as clients:
+
+            def passed(name: str) -> int:
+                return sum(client.ask(ask(name)).status == 200 for _ in range(6) for client in clients)
+
+            # What the key says, else what the profile says of every key.
+            assert {name: passed(name) for name in ("few", "many", "free")} == {"few": 6, "many": 9, "free": 8}
+            reply = clients[0].ask(ask("few"))
+            assert (reply.status, code(reply)) == (429, "rate_limited")
+            assert reply.json["error"]["type"] == "rate_limit_error"
+            assert "6 requests a minute" in reply.json["error"]["message"]
+            assert 1 <= int(reply.headers["retry-after"]) <= 10
+        generation = _generation(gate)
+        write_and_rename(path, keys("free", few={"requests_per_minute": 6000}, many={}))
+        gate.wait_until("the edit is in force", lambda: _generation(gate) > generation)
+        assert {reply.status for reply in on_each_shard(gate, ask("few"))} == {200}
+        assert gate.metrics()['pointsman_requests_refused_total{reason="rate"}'] == 6 + 3 + 4 + 1
+
+
+def test_tokens_are_charged_as_they_turn_out(engines: list[str], tmp_path: Path) -> None:
+    """A request that does not say how long its answer may be is feared to be long; what was too much comes back."""
+    path = tmp_path / "keys.json"
+    path.write_bytes(keys(short={"tokens_per_minute": 1000}, long={"tokens_per_minute": 1000}))
+
+    def wire(name: str, prompt: str) -> bytes:
+        return request({"model": MODEL, "prompt": prompt}, headers={"Authorization": f"Bearer {secret(name)}"})
+
+    with gateway("--api-key-file", str(path), workers=engines) as gate, clients_of(gate) as clients:
+        assert [client.ask(wire("short", "x")).status for client in clients * 10] == [200] * 20
+        assert clients[0].ask(wire("long", "word " * 3200)).status == 200, "so long that it would never fit"
+        replies = [client.ask(wire("long", "x")) for client in clients]
+        assert [reply.status for reply in replies] == [429, 429]
+        # paid for by the minute: four of them for four thousand tokens, the first is over with the request itself
+        assert all(120 < int(reply.headers["retry-after"]) < 300 for reply in replies)
+        assert clients[0].ask(wire("short", "x")).status == 200
 
 
 # --- edits

@@ -169,6 +169,19 @@ def test_rates_are_one_for_all_processes() -> None:
     assert other.take_request("q", limits, 10.0) == 0.0
 
 
+def test_rates_of_keys_are_one_for_all_processes_and_apart_from_those_of_profiles() -> None:
+    state = make_state()
+    one, other = SharedResilience(state, 0), SharedResilience(state, 1)
+    limits = LimitsSection(key_requests_per_minute=2.0, key_tokens_per_minute=600.0, requests_per_second=1.0)
+    taken = [each.take_for_key(7, limits, 10.0, 100.0) for each in (one, other, one)]
+    assert taken[:2] == [0.0, 0.0] and taken[2] == pytest.approx(30.0)
+    assert other.take_for_key(8, limits, 10.0, 600.0) == 0.0
+    assert one.take_for_key(8, limits, 10.0, 1.0) == pytest.approx(0.1)
+    other.correct_for_key(8, limits, 10.0, -600.0)
+    assert one.take_for_key(8, limits, 10.0, 1.0) == 0.0
+    assert one.take_request("7", limits, 10.0) == 0.0
+
+
 def test_settings_change_under_way_and_free_permits_count() -> None:
     state = make_state()
     shared = SharedResilience(state, 0)

@@ -85,5 +85,7 @@ def test_profiles() -> None:
 
 
 def test_limits() -> None:
+    assert Key(spec(), 0).limits is None
     limits = Key(spec(requests_per_minute=60.0, tokens_per_minute=5.0), 0).limits
+    assert limits is not None
     assert (limits.key_requests_per_minute, limits.key_tokens_per_minute) == (60.0, 5.0)
