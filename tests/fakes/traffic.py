@@ -61,6 +61,8 @@ class Report:
     """Written by the traffic's thread alone; plain reads from others are what CPython guarantees."""
 
     answered: int = 0
+    longest_s: float = 0.0
+    """from a request (or the connection for it) to its answer"""
     by_worker: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     backwards: list[tuple[int, int, int]] = field(default_factory=list)
@@ -129,6 +131,7 @@ class _Connection(asyncio.Protocol):
             self._fail(f"an answer without its end: {self._buffer[-200:]!r}")
             return
         report.answered += 1
+        report.longest_s = max(report.longest_s, time.monotonic() - self.asked_at)
         worker = _WORKER.search(head)
         if worker:
             report.by_worker[worker[1].decode()] += 1
