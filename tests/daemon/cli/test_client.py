@@ -18,9 +18,9 @@ from pointsman.admin_api.auth import BearerTokens
 from pointsman.admin_api.ports import WorkerRequest
 from pointsman.admin_api.tokens import TokenStore
 from pointsman.config import places
-from pointsman.daemon.cli import reload, status, workers
+from pointsman.daemon.cli import reload, status, upgrade, workers
 from tests.fakes.admin_server import AdminServer, admin_server
-from tests.fakes.control_port import REFUSED_CONFIG
+from tests.fakes.control_port import REFUSED_CONFIG, UPGRADED, error
 
 TOKEN = "token-of-the-local-daemon"
 URL = "http://127.0.0.1:8000"
@@ -383,3 +383,38 @@ def test_help_names_the_actions(run: Run) -> None:
     result = run(workers.run, "--help")
     assert result.code == 0
     assert "list (the default), add URL, remove, why, forget ID|URL" in " ".join(result.out.split())
+
+
+# --- upgrade
+
+
+def test_an_upgrade_says_who_serves_and_who_finishes(server: AdminServer, run: Run) -> None:
+    result = run(upgrade.run, "--timeout", "5")
+    assert result.code == 0
+    assert result.out == (
+        "version 2.0.0 (pid 4343) serves after 1.2 s; "
+        "version 1.9.0 (pid 4242) finishes 3 requests, for 30 min at most\n"
+    )
+    assert server.port.calls == [("upgrade", 5.0)]
+    assert json.loads(run(upgrade.run, "--json").out) == msgspec.to_builtins(UPGRADED)
+
+
+@pytest.mark.parametrize(
+    ("status_code", "name", "code"), [(500, "UPGRADE_FAILED", 70), (409, "UPGRADE_REFUSED", 1), (401, "NO", 1)]
+)
+def test_an_upgrade_that_did_not_happen(server: AdminServer, run: Run, status_code: int, name: str, code: int) -> None:
+    """Tried and failed, or not even tried."""
+    server.port.breaks_with = error(status_code, name, "the port is taken")
+    result = run(upgrade.run)
+    assert (result.code, result.out) == (code, "")
+    assert "the port is taken" in result.err
+    as_json = run(upgrade.run, "--json")
+    assert (as_json.code, json.loads(as_json.out)["code"]) == (code, name)
+
+
+@pytest.mark.parametrize("value", ["0", "601", "soon", "nan"])
+def test_a_time_that_makes_no_sense_is_refused(server: AdminServer, run: Run, value: str) -> None:
+    result = run(upgrade.run, "--timeout", value)
+    assert result.code == 64
+    assert "--timeout" in result.err
+    assert server.port.calls == []

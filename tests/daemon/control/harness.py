@@ -113,6 +113,10 @@ class Supervisor:
         self.refusal: str | None = None
         """What the shards say to the next generations."""
         self.is_ready = False
+        self.stands_by = False
+        """what the next process is told"""
+        self.heard: list[str] = []
+        """kinds of the messages of all processes"""
         self.process: subprocess.Popen[bytes] | None = None
         self._leash: socket.socket | None = None
 
@@ -180,9 +184,9 @@ class Supervisor:
 
     # --- the leash
 
-    def say(self, kind: str) -> None:
+    def say(self, kind: str, **fields: Any) -> None:
         assert self._leash is not None
-        leash.send(self._leash, Message(kind))
+        leash.send(self._leash, Message(kind, **fields))
 
     def _read(self, sock: socket.socket) -> None:
         with suppress(BlockingIOError, ConnectionError):
@@ -191,6 +195,7 @@ class Supervisor:
                 if message is None:
                     asyncio.get_running_loop().remove_reader(sock.fileno())
                     return
+                self.heard.append(message.kind)
                 if message.kind == "hello":
                     self._welcome(sock)
                 elif message.kind == "publish" and fd is not None:
@@ -200,10 +205,10 @@ class Supervisor:
 
     def _welcome(self, sock: socket.socket) -> None:
         if not self.published:
-            leash.send(sock, Message("welcome"))
+            leash.send(sock, Message("welcome", stands_by=self.stands_by))
             return
         fd = leash.sealed_memfd("snapshot", snapshot_codec.encode(self.current))
-        leash.send(sock, Message("welcome", self.current.generation), fd)
+        leash.send(sock, Message("welcome", self.current.generation, stands_by=self.stands_by), fd)
         os.close(fd)
 
     def _roll_out(self, sock: socket.socket, message: Message, fd: int) -> None:

@@ -95,6 +95,22 @@ async def test_identical_content_makes_no_generation(bench: Bench) -> None:
     assert bench.is_silent()
 
 
+async def test_a_generation_that_clients_have_seen_elsewhere_is_outrun(bench: Bench) -> None:
+    """Even if nothing changed; and only once."""
+    caller = bench.publish("random")
+    await bench.asked()
+    bench.say("published", 1)
+    await caller
+    bench.publisher.outrun(7)
+    caller = bench.publish("random")
+    assert (await bench.asked()).generation == 8
+    bench.say("published", 8)
+    await caller
+    bench.publisher.outrun(7)
+    await bench.publish("random")
+    assert bench.is_silent()
+
+
 async def test_changes_during_a_rollout_share_the_next_one(bench: Bench) -> None:
     first = bench.publish("random")
     await bench.asked()

@@ -104,6 +104,25 @@ def test_a_watchdog_of_somebody_else_is_not_fed(
     assert hear() == []
 
 
+def test_another_main_process_is_the_last_word(hear: Hear, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it gets what it needs to speak for itself; a watchdog process id would be ours."""
+    address = os.environ["NOTIFY_SOCKET"]
+    monkeypatch.setenv("WATCHDOG_USEC", "20000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    notifier = Notifier()
+    assert notifier.environment == {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "20000000"}
+    notifier.hand_over(4711)
+    notifier.ready()
+    notifier.follow(100.0, lambda: "one")
+    notifier.feed(100.0)
+    assert hear() == ["MAINPID=4711"]
+
+
+def test_without_systemd_there_is_nothing_to_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert Notifier().environment == {}
+
+
 # --- when all is well
 
 
