@@ -54,6 +54,7 @@ class Admitting:
             self._late.append((waiter, tokens))
             self._poll_soon()
         else:
+            waiter.context = None  # the request holds its waiter: no cycle, so that both go at once
             self._tell(changed)
 
     def _poll_soon(self) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
 import select
-import signal
 import socket
 import struct
 import time
@@ -23,6 +21,7 @@ from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.answers import read_answer
 from tests.fakes.chaos import ChaosFleet, Cut, How, Status, chaos
 from tests.fakes.gateway import Gateway
+from tests.fakes.introspection import introspection, look
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.load import share
 from tests.fakes.permits import assert_all_are_free, named
@@ -40,17 +39,6 @@ DEFAULT = {"retry": {"initial_backoff_ms": BACKOFF_MS, "jitter_factor": 0}}
 SHARED = {"admission": {"max_concurrent_requests": PERMITS, "queue_size": 0}, "breaker": {"enabled": False}}
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
-COUNT_TASKS = """
-import asyncio, os, signal, sys
-def tell(*_):
-    path = {folder!r} + f"/tasks-{{os.getpid()}}"
-    with open(path + ".new", "w") as file:
-        file.write(str(len(asyncio.all_tasks())))
-    os.rename(path + ".new", path)
-if "pointsman.daemon.shard" in sys.orig_argv:
-    signal.signal(signal.SIGUSR2, tell)
-"""
-
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[ChaosFleet]:
@@ -60,15 +48,13 @@ def fleet() -> Iterator[ChaosFleet]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tasks")
+    return tmp_path_factory.mktemp("inside")
 
 
 @pytest.fixture(scope="module")
 def gate(fleet: ChaosFleet, folder: Path) -> Iterator[Gateway]:
-    (folder / "sitecustomize.py").write_text(COUNT_TASKS.format(folder=str(folder)))
-    with gateway_with(
-        DEFAULT, SHARED, "--pool-max-idle", "0", workers=fleet.urls, environment={"PYTHONPATH": str(folder)}
-    ) as (running, _):
+    inside = introspection(folder)
+    with gateway_with(DEFAULT, SHARED, "--pool-max-idle", "0", workers=fleet.urls, environment=inside) as (running, _):
         yield running
 
 
@@ -88,15 +74,7 @@ class Held:
 
 def held(gate: Gateway, folder: Path) -> Held:
     pids = gate.pids("shard")
-    return Held({pid: len(open_files(pid)) for pid in pids}, {pid: tasks_of(pid, folder) for pid in pids})
-
-
-def tasks_of(pid: int, folder: Path) -> int:
-    path = folder / f"tasks-{pid}"
-    path.unlink(missing_ok=True)
-    os.kill(pid, signal.SIGUSR2)
-    wait_until("the shard has counted its tasks", path.exists, 5)
-    return int(path.read_text())
+    return Held({pid: len(open_files(pid)) for pid in pids}, {pid: look(folder, pid).tasks for pid in pids})
 
 
 def assert_nothing_stays(gate: Gateway, before: Held, folder: Path) -> None:
