@@ -23,6 +23,7 @@ from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
 from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
+from pointsman.admin_api.handlers.probes import ProbeHandlers
 from pointsman.admin_api.handlers.record import RecordHandlers
 from pointsman.admin_api.handlers.state import StateHandlers
 from pointsman.admin_api.handlers.status import StatusHandlers
@@ -63,6 +64,14 @@ def build_app(
     )
     for handlers in every:
         app.add_routes(handlers(port).routes())
+    app.on_response_prepare.append(_set_headers)
+    return app
+
+
+def build_metrics_app(port: ControlPort) -> web.Application:
+    """Metrics and probes for everybody who can connect: nothing here changes anything or tells of requests."""
+    app = web.Application(middlewares=[_answer_errors])
+    app.add_routes(ProbeHandlers(port).routes())
     app.on_response_prepare.append(_set_headers)
     return app
 

@@ -27,9 +27,14 @@ def admin_address(text: str) -> str:
     """`unix:/absolute/path` or `HOST:PORT`, IPv6 in brackets."""
     if text.startswith("unix:"):
         return _unix_address(text.removeprefix("unix:"))
+    return tcp_address(text, "unix:PATH or HOST:PORT")
+
+
+def tcp_address(text: str, expected: str = "HOST:PORT") -> str:
+    """`HOST:PORT`, IPv6 in brackets."""
     name, separator, port = text.rpartition(":")
     if not separator or not name:
-        raise ValueError(f"expected unix:PATH or HOST:PORT, got {text[:60]!r}")
+        raise ValueError(f"expected {expected}, got {text[:60]!r}")
     if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
         raise ValueError(f"expected a port from 0 to 65535, got {port[:60]!r}")
     if ":" in name and not name.startswith("["):

@@ -95,6 +95,12 @@ class ServeConfig(BaseSettings):
     admin_token_file: str | None = _key(
         "admin_token_file", "file with the admin token; default: generated", min_length=1
     )
+    metrics_listen: Annotated[_Strings, _each(listen.tcp_address)] = _key(
+        "metrics_listen", "HOST:PORT for /metrics, /health and /readiness alone, without a token", max_length=16
+    )
+    metrics_compat: Literal["none", "sglang", "vllm"] = _key(
+        "metrics_compat", "/metrics also under the names of sglang-router's (and SMG's) or vllm-router's metrics"
+    )
     backlog: int = _key("backlog", "connections that wait for accept, per shard", ge=1, le=65535)
     tls_cert: str | None = _key("tls_cert", "PEM file: certificate and chain of the data port, read live", min_length=1)
     tls_key: str | None = _key("tls_key", "PEM file: private key of the certificate, read live", min_length=1)
@@ -156,6 +162,9 @@ class ServeConfig(BaseSettings):
     )
     routing_headers_denied: Literal["ignore", "refuse"] = _key(
         "routing_headers_denied", "what becomes of routing headers that are not allowed; refuse = 403"
+    )
+    routed_worker_header: bool = _key(
+        "routed_worker_header", "answer x-smg-routed-worker-id: URL of the worker, as SGLang's gateway does"
     )
     explain_header: Literal["all", "local", "none"] = _key(
         "explain_header", "whose x-pointsman-explain: 1 is answered with the decision; local = loopback clients"

@@ -18,6 +18,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`unix:PATH` or `HOST:PORT`; resolved, never empty."""
     admin_auth: bool = True
     admin_token_file: str | None = None
+    metrics_listen: tuple[str, ...] = ()
+    """`HOST:PORT`; metrics and probes for whoever connects, no admin API"""
+    metrics_compat: str = "none"
+    """whose names /metrics has beside ours: "sglang", "vllm", "none" """
     backlog: int = 2048
     tls_cert: str | None = None
     """PEM file with the certificate of the data port and its chain; None: plain HTTP"""
@@ -64,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """whose clients may steer their requests by headers, unless their key says otherwise"""
     routing_headers_denied: str = "ignore"
     """what becomes of such headers of others: "ignore" or "refuse" """
+    routed_worker_header: bool = True
+    """answer `x-smg-routed-worker-id: URL` of the worker, as SGLang's gateway does"""
     explain_header: str = "local"
     """who gets `x-pointsman-decision` for `x-pointsman-explain: 1`: "all", "local" (loopback clients), "none" """
     decision_sample_interval_s: float = 1.0

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from pointsman.admin_api.answers import answer, bad_request
-from pointsman.admin_api.handlers.status import METRICS_TYPE
+from pointsman.admin_api.handlers.probes import METRICS_TYPE
 from pointsman.admin_api.ports import ControlPort, FanoutRequest, FanoutView, TargetResult
 from pointsman.admin_api.queries import check_parameters
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from pointsman.admin_api.answers import answer, text
+from pointsman.admin_api.handlers.probes import health, metrics_page
 from pointsman.admin_api.ports import ControlPort
 from pointsman.daemon.version import VERSION
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 INDEX = f"""\
 pointsman {VERSION}, admin API
@@ -50,7 +49,7 @@ class StatusHandlers:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/", self.index),
-            web.get("/health", self.health),
+            web.get("/health", health),
             web.get("/status", self.status),
             web.get("/metrics", self.metrics),
         ]
@@ -58,11 +57,8 @@ class StatusHandlers:
     async def index(self, _request: web.Request) -> web.Response:
         return text(INDEX)
 
-    async def health(self, _request: web.Request) -> web.Response:
-        return text("OK")
-
     async def status(self, _request: web.Request) -> web.Response:
         return answer(self._port.status())
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._port.metrics(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
+        return metrics_page(self._port)

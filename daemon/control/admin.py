@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from pointsman.admin_api.app import build_app
-from pointsman.admin_api.auth import AdminAuth, BearerTokens, Trusting
+from pointsman.admin_api.app import build_app, build_metrics_app
+from pointsman.admin_api.auth import BearerTokens, Trusting
 from pointsman.admin_api.changes import Changes
 from pointsman.admin_api.ports import ControlPort
 from pointsman.admin_api.server import AdminRunner
@@ -37,24 +37,30 @@ class AdminServers:
 async def serve(
     port: ControlPort, settings: Settings, sockets: Sequence[socket.socket], changes: Changes
 ) -> AdminServers:
-    """Raises ConfigErrors when TCP needs a token and there is none."""
+    """`sockets`: of the admin API, then those for metrics and probes alone, as the settings name them.
+
+    Raises ConfigErrors when TCP needs a token and there is none.
+    """
     runners: list[web.AppRunner] = []
-    local = [sock for sock in sockets if sock.family == socket.AF_UNIX]
-    remote = [sock for sock in sockets if sock.family != socket.AF_UNIX]
+    admin, metrics = sockets[: len(settings.admin_listen)], sockets[len(settings.admin_listen) :]
+    local = [sock for sock in admin if sock.family == socket.AF_UNIX]
+    remote = [sock for sock in admin if sock.family != socket.AF_UNIX]
     if local:
-        runners.append(await _serve(port, Trusting(), local, (), changes))
+        app = build_app(port, auth=Trusting(), changes=changes)
+        runners.append(await _serve(app, local))
     if remote:
         auth = BearerTokens(open_tokens(settings)) if settings.admin_auth else Trusting()
         names = [where for where in settings.admin_listen if not where.startswith("unix:")]
-        runners.append(await _serve(port, auth, remote, names, changes))
+        # a request by the name that is configured is as much ours as one by address
+        app = build_app(port, auth=auth, host_names=names, changes=changes)
+        runners.append(await _serve(app, remote))
+    if metrics:
+        runners.append(await _serve(build_metrics_app(port), metrics))
     return AdminServers(runners)
 
 
-async def _serve(
-    port: ControlPort, auth: AdminAuth, sockets: Sequence[socket.socket], names: Sequence[str], changes: Changes
-) -> web.AppRunner:
-    """`names`: HOST:PORT as configured; a request by that name is as much ours as one by address."""
-    runner = AdminRunner(build_app(port, auth=auth, host_names=names, changes=changes), shutdown_timeout=SHUTDOWN_S)
+async def _serve(app: web.Application, sockets: Sequence[socket.socket]) -> web.AppRunner:
+    runner = AdminRunner(app, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock).start()

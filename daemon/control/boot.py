@@ -76,7 +76,7 @@ class Inherited:
     state: RoutingState
     leash: socket.socket
     admin: Sequence[socket.socket]
-    """listening already, in the order of `settings.admin_listen`"""
+    """listening already, in the order of `settings.admin_listen`, then of `settings.metrics_listen`"""
 
 
 @dataclass(frozen=True, slots=True)

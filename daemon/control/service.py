@@ -160,7 +160,7 @@ class ControlService:
             last_reload_ok=self.reloader.is_ok,
             last_reload_success_at=self.publisher.published_at,
         )
-        return metrics.render(self.routing, self.publisher.current, info)
+        return metrics.render(self.routing, self.publisher.current, info, self.settings.metrics_compat)
 
     async def save_state(self) -> SavedStateView:
         try:

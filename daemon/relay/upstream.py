@@ -191,6 +191,8 @@ class UpstreamPool:
         self._worker_line = b"X-Pointsman-Worker: %b\r\n" % worker.id.encode()
         if context.settings.target_pod_header:
             self._worker_line += b"Target-Pod: %b\r\n" % _host_and_port(worker)
+        if context.settings.routed_worker_header:
+            self._worker_line += b"X-Smg-Routed-Worker-Id: %b\r\n" % worker.url.encode()
         self._identity = (-1, b"")
 
     def identity(self, generation: int) -> bytes:

@@ -572,6 +572,7 @@ class Arbiter:
             "ready",
             listen=self._listen,
             admin=self._settings.admin_listen,
+            metrics=self._settings.metrics_listen,
             shards=len(self._shards),
             generation=self._segment.generation,
             pid=os.getpid(),

@@ -21,6 +21,10 @@ DATA = "data"
 """name of the data port among the sockets that were taken"""
 
 
+METRICS = "metrics:"
+"""before the addresses that have metrics and probes alone"""
+
+
 @dataclass(slots=True)
 class Doors:
     host: str
@@ -29,7 +33,7 @@ class Doors:
     data: tuple[socket.socket, ...]
     is_socket_activated: bool
     admin: dict[str, socket.socket]
-    """By the address as it is configured, in that order."""
+    """What control accepts on, by the address as it is configured, in that order; then with METRICS before it."""
     taken: set[str] = field(default_factory=set)
     """Of `DATA` and the admin addresses, what another daemon still owns."""
 
@@ -40,10 +44,12 @@ class Doors:
 
     def bound(self, settings: Settings) -> Settings:
         """The settings with the ports that were really bound; names stay as they were given."""
-        admin = tuple(listeners.with_bound_port(where, sock) for where, sock in self.admin.items())
+        bound = [listeners.with_bound_port(where, sock) for where, sock in self.admin.items()]
+        admin = tuple(where for where in bound if not where.startswith(METRICS))
+        metrics = tuple(where.removeprefix(METRICS) for where in bound if where.startswith(METRICS))
         address, port = self.data[0].getsockname()[:2]
         host = address if self.is_socket_activated else settings.host
-        return msgspec.structs.replace(settings, host=host, port=port, admin_listen=admin)
+        return msgspec.structs.replace(settings, host=host, port=port, admin_listen=admin, metrics_listen=metrics)
 
     def remove_files(self) -> None:
         """Of the admin sockets that are ours."""
@@ -63,10 +69,12 @@ def open_doors(settings: Settings, handover: Handover | None) -> Doors:
     doors = _data_doors(settings, handover)
     left = dict(handover.admin_fds) if handover else {}
     try:
-        for where in settings.admin_listen:
+        for where in (*settings.admin_listen, *(METRICS + where for where in settings.metrics_listen)):
             if where in left:
                 doors.admin[where] = socket.socket(fileno=left[where])
                 doors.taken.add(where)
+            elif where.startswith(METRICS):
+                doors.admin[where] = listeners.tcp_socket(where.removeprefix(METRICS), "--metrics-listen")
             else:
                 doors.admin[where] = listeners.admin_socket(where)
     except listeners.ListenError as error:

@@ -125,14 +125,19 @@ def admin_socket(where: str, backlog: int = 128) -> socket.socket:
     """`unix:PATH` or `HOST:PORT`. Raises ListenError."""
     if where.startswith("unix:"):
         return _unix_socket(where.removeprefix("unix:"), backlog)
+    return tcp_socket(where, "--admin-listen", backlog)
+
+
+def tcp_socket(where: str, flag: str, backlog: int = 128) -> socket.socket:
+    """`HOST:PORT`; `flag` is what an error points to. Raises ListenError."""
     host, _, port = where.rpartition(":")
     host = host.strip("[]")
-    family, address = _resolve(host, int(port), "--admin-listen")
+    family, address = _resolve(host, int(port), flag)
     try:
         sock = _bind(family, address, reuse_port=False)
         sock.listen(backlog)
     except OSError as error:
-        raise _explain(error, host, int(port), "--admin-listen") from None
+        raise _explain(error, host, int(port), flag) from None
     return sock
 
 

@@ -19,7 +19,7 @@ from pointsman.config.snapshot import KEY_OTHER, MODEL_OTHER, Snapshot, WorkerSp
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry import resilience_metrics, routing_metrics
+from pointsman.daemon.telemetry import peer_metrics, resilience_metrics, routing_metrics
 from pointsman.daemon.telemetry.key_counts import read_key_counts
 from pointsman.daemon.telemetry.series import ROUTES, Histogram, read_histogram, read_series
 
@@ -39,21 +39,27 @@ class DaemonInfo:
     """when the configuration in force was published"""
 
 
-def render(state: RoutingState, snapshot: Snapshot, info: DaemonInfo) -> bytes:
-    """Prometheus text format 0.0.4 (`CONTENT_TYPE`)."""
+def render(state: RoutingState, snapshot: Snapshot, info: DaemonInfo, compat: str = "none") -> bytes:
+    """Prometheus text format 0.0.4 (`CONTENT_TYPE`). `compat`: whose names the page has, too (`peer_metrics`)."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_SegmentCollector(state, snapshot, info))
+    registry.register(_SegmentCollector(state, snapshot, info, compat))
     return generate_latest(registry)
 
 
 class _SegmentCollector(Collector):
-    def __init__(self, state: RoutingState, snapshot: Snapshot, info: DaemonInfo) -> None:
+    def __init__(self, state: RoutingState, snapshot: Snapshot, info: DaemonInfo, compat: str) -> None:
         self._state = state
         self._segment = state.segment
         self._snapshot = snapshot
         self._info = info
+        self._compat = compat
 
     def collect(self) -> Iterator[Metric]:
+        own = list(self._own())
+        yield from own
+        yield from peer_metrics.collect(own, self._compat)
+
+    def _own(self) -> Iterator[Metric]:
         yield from _requests(self._segment, self._snapshot.models)
         yield from _keys(self._segment, self._snapshot)
         yield from _workers(self._segment, self._snapshot.workers)

@@ -85,6 +85,9 @@ def _gauges(state: RoutingState, workers: Sequence[WorkerSpec]) -> Iterator[Metr
     capacity = GaugeMetricFamily("pointsman_worker_kv_tokens", "KV capacity, where it is known.", labels=labels)
     wait = GaugeMetricFamily("pointsman_worker_wait_seconds", "Predicted time in its line of prefills.", labels=labels)
     age = GaugeMetricFamily("pointsman_worker_signal_age_seconds", "Since its metrics were read.", labels=labels)
+    running = GaugeMetricFamily("pointsman_worker_engine_running", "Requests that its engine runs.", labels=labels)
+    waiting = GaugeMetricFamily("pointsman_worker_engine_waiting", "Requests that wait in it.", labels=labels)
+    usage = GaugeMetricFamily("pointsman_worker_engine_kv_usage_ratio", "Share of its KV cache in use.", labels=labels)
     for worker in workers:
         label, slot = (worker.url,), worker.slot
         size.add_metric(label, index.size(slot))
@@ -95,7 +98,10 @@ def _gauges(state: RoutingState, workers: Sequence[WorkerSpec]) -> Iterator[Metr
             capacity.add_metric(label, tokens)
         if told := state.segment.signals(slot):
             age.add_metric(label, max(now - told.at_s, 0.0))
-    yield from (size, blocks, pinned, capacity, wait, age)
+            for family, figure in ((running, told.running), (waiting, told.waiting), (usage, told.kv_usage)):
+                if figure is not None:
+                    family.add_metric(label, figure)
+    yield from (size, blocks, pinned, capacity, wait, age, running, waiting, usage)
 
 
 def _index(state: RoutingState) -> Iterator[Metric]:

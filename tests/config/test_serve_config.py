@@ -53,7 +53,7 @@ def test_settings_and_serve_config_have_the_same_keys_types_and_defaults() -> No
         assert field.default == light[key].default, key
         kinds = (
             {str}
-            if key in ("log_level", "explain_header", "routing_headers_denied")
+            if key in ("log_level", "explain_header", "routing_headers_denied", "metrics_compat")
             else set(typing.get_args(field.annotation)) or {field.annotation}
         )
         assert kinds == set(typing.get_args(light[key].type)) or kinds == {light[key].type}, key
@@ -92,6 +92,8 @@ def test_every_key_is_read_from_every_source(tmp_path: Path, monkeypatch: pytest
         "shards": ("3", 3),
         "admin_listen": ("unix:/a/b [::1]:0", ("unix:/a/b", "[::1]:0")),
         "admin_auth": ("off", False),
+        "metrics_listen": ("0.0.0.0:29000 [::]:0", ("0.0.0.0:29000", "[::]:0")),
+        "metrics_compat": ("vllm", "vllm"),
         "extra_paths": ("/a,/b", ("/a", "/b")),
         "worker_networks": ("10.0.0.0/8", ("10.0.0.0/8",)),
         "workers": ("http://a/, http://b", ("http://a", "http://b")),

@@ -15,6 +15,7 @@ from pointsman.daemon.shm.segment import EngineSignals, Segment
 from pointsman.daemon.telemetry.key_counts import KeyCounts
 from pointsman.daemon.telemetry.metrics import DaemonInfo, render
 from pointsman.daemon.telemetry.series import ROUTES, Series
+from tests.fakes.promlint import problems
 
 INFO = DaemonInfo(version="0.1.0", started_at=1000.5, last_reload_ok=True, last_reload_success_at=2000.25)
 CHAT = ROUTES.index("/v1/chat/completions")
@@ -91,6 +92,9 @@ NAMES = {
     "pointsman_tree_pinned": ("gauge", "worker"),
     "pointsman_worker_kv_tokens": ("gauge", "worker"),
     "pointsman_worker_wait_seconds": ("gauge", "worker"),
+    "pointsman_worker_engine_running": ("gauge", "worker"),
+    "pointsman_worker_engine_waiting": ("gauge", "worker"),
+    "pointsman_worker_engine_kv_usage_ratio": ("gauge", "worker"),
     "pointsman_worker_signal_age_seconds": ("gauge", "worker"),
     "pointsman_config_generation": ("gauge", ""),
     "pointsman_config_last_reload_successful": ("gauge", ""),
@@ -149,13 +153,19 @@ def test_the_names_types_and_labels_are_the_public_ones(segment: Segment) -> Non
     for kind in (at.KIND_DURATION, at.KIND_FIRST_BYTE):
         shard.observe(CHAT, kind, 0.1)
     segment.cells[segment.layout.load(0, 0, at.L_REASONS)] = 1
-    segment.report(0, EngineSignals(1.0, kv_tokens=1000))
+    segment.report(0, EngineSignals(1.0, kv_tokens=1000, running=1.0, waiting=0.0, kv_usage=0.5))
     found = {}
     for family in scrape(segment).values():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         found[name] = (family.type, " ".join(sorted(labels)))
     assert found == NAMES
+
+
+def test_the_page_is_as_prometheus_wants_it(segment: Segment) -> None:
+    Series(segment, 0).count(CHAT, 1, 200)
+    Series(segment, 0).observe(CHAT, at.KIND_DURATION, 0.1)
+    assert problems(render(state_of(segment), SNAPSHOT, INFO).decode()) == []
 
 
 def test_every_family_has_help_and_type_once_and_before_its_samples(segment: Segment) -> None:
