@@ -68,6 +68,9 @@ class TimeoutsSection(Section, frozen=True, kw_only=True):
     """Between two reads of the request's body."""
     client_read_s: Seconds = 60.0
     """That a client may leave what is sent to it unread."""
+    ping_s: Seconds = 0.0
+    """Streams only: a comment goes to the client so often until the first event. The first one begins the answer: from
+    then on a failed attempt cannot be followed by another one."""
 
 
 class LimitsSection(Section, frozen=True, kw_only=True):

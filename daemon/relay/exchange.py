@@ -41,9 +41,10 @@ from pointsman.daemon.errors import (
     rate_limited,
     worker_timeout,
 )
+from pointsman.daemon.relay.aborting import abort_request
 from pointsman.daemon.relay.answers import error_event
 from pointsman.daemon.relay.ending import Ending
-from pointsman.daemon.relay.framing import BodyFraming
+from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
@@ -77,6 +78,10 @@ if TYPE_CHECKING:
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
+PING = b": ping\n\n"
+PING_HEAD = ResponseHead(
+    200, b"HTTP/1.1 200 OK", b"\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache", None, True, True, True
+)
 NOT_TAKEN = -1
 """What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -139,6 +144,8 @@ class Exchange:
     _permit: Waiter | None = None
     _has_free_permit = False
     _is_probe = False
+    _is_pinged = False
+    """our own head and a comment went out before the worker said anything"""
     _pause: asyncio.TimerHandle | None = None
     _is_unchunked = False
     _task: asyncio.Task[None] | None = None
@@ -417,7 +424,7 @@ class Exchange:
         if isinstance(step, GiveUp):
             self._note_given_up(step)
             self._release_attempt(outcome)
-            self.fail(error)
+            self._finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
             return
         self._retry(step, outcome)
 
@@ -455,7 +462,8 @@ class Exchange:
     def _release_attempt(self, outcome: Outcome) -> None:
         booked, context = self.booked, self.context
         self.watch.failed()
-        self.framing = self._held = None
+        self._held = None
+        self.framing = self.framing if self._is_pinged else None
         self._held_data = b""
         if booked is None:
             return
@@ -532,6 +540,8 @@ class Exchange:
         self.features.prompt = ()  # spans of the body
         if self.client.is_write_paused:
             self.pause_upstream()
+        if self._is_pinged:
+            return self._open_after_ping(head, framing, data, position)
         self.framing = framing
         self._is_unchunked = head.is_chunked and request.is_http_1_0 and not framing.is_done
         self.is_keep_alive = (
@@ -553,6 +563,31 @@ class Exchange:
         self._note_usage(data)
         self.bytes_out = end - position
         return end
+
+    def _ping(self) -> None:
+        """Tell the client of a stream that it still waits; the first time by a head of our own."""
+        if self.request.is_http_1_0 or self.upstream is None or self._held_data:
+            return
+        out = b"%x\r\n%b\r\n" % (len(PING), PING)
+        if not self._is_pinged:
+            self._is_pinged = True
+            self.is_keep_alive = self.request.keep_alive and not self.context.closes_connections
+            self.head, self.status, self.framing = PING_HEAD, 200, BodyFraming(State.CHUNK_SIZE)
+            own = own_headers(self)
+            out = client_head(PING_HEAD, is_http_1_0=False, keep_alive=self.is_keep_alive, own_headers=own) + out
+        self.client.transport.write(out)
+
+    def _open_after_ping(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+        """The client has a head, of a stream in chunks: the worker's answer can go on with it, or not."""
+        if head.status != 200 or not (head.is_event_stream and head.is_chunked):
+            upstream, self.upstream = self.upstream, None
+            if upstream is not None:
+                upstream.set_aside(head, framing, data, position)
+            self.cut(bad_answer(f"the worker answered {head.status} after the stream had begun"), Ending.WORKER_BROKE)
+            return NOT_TAKEN
+        self.head, self.framing = head, framing
+        self.watch.has_answer = True
+        return position if position == len(data) else self.body_received(framing, data, position)
 
     def _head_written(self, head: ResponseHead, out: bytes) -> None:
         self.head, self.status = head, head.status
@@ -635,6 +670,8 @@ class Exchange:
 
     def look(self, now: float) -> float:
         """The wheel asks whether a deadline has passed; returns when to ask again."""
+        if self.watch.is_ping_due(now):
+            self._ping()
         missed, at_s = self.watch.look(now, self.events + self.bytes_out)
         if missed is not None:
             self._missed(missed)
@@ -659,7 +696,7 @@ class Exchange:
             self.cut(error, Ending.TIMEOUT, verdict=FAILED)
         else:
             error = worker_timeout(f"no complete answer within {section.total_s:g} s", how.code)
-            has_silent_worker = self.upstream is not None and self.head is None
+            has_silent_worker = self.upstream is not None and not self.watch.has_answer
             self.is_exhausted = self.head is None
             self._finish_with(error, Ending.TIMEOUT, FAILED if has_silent_worker else NEUTRAL)
 
@@ -742,6 +779,9 @@ class Exchange:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
+            if self.features.rid and ending in (Ending.CLIENT_LEFT, Ending.TIMEOUT):
+                rid, pool = self.features.rid, upstream.pool
+                self.client.spawn(abort_request(pool, rid, self.request.request_id))
         if self._task is not None:
             self._task.cancel()
             self._task = None

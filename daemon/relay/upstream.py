@@ -240,14 +240,17 @@ class UpstreamPool:
     async def connect(self, timeout_s: float) -> UpstreamConnection:
         """Within `timeout_s`, 0 = however long it takes. Raises OSError (TimeoutError and ssl.SSLError included)."""
         worker = self.worker
-        secure: dict[str, Any] = {}
-        if worker.tls:
-            secure = {"ssl": self.context.upstreams.trust.context(), "server_hostname": worker.host}
         async with asyncio.timeout(timeout_s or None):
             _, connection = await self.context.loop.create_connection(
-                lambda: UpstreamConnection(self), worker.address, worker.port, **secure
+                lambda: UpstreamConnection(self), worker.address, worker.port, **self.secure()
             )
         return connection
+
+    def secure(self) -> dict[str, Any]:
+        """What a connection to the worker needs besides its address."""
+        if not self.worker.tls:
+            return {}
+        return {"ssl": self.context.upstreams.trust.context(), "server_hostname": self.worker.host}
 
 
 def _bracketed(worker: WorkerSpec) -> str:

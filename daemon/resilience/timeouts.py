@@ -65,18 +65,19 @@ MISSED: dict[Deadline, Missed] = {
 class Watch:
     """Of one request under one profile. Times are seconds of the monotonic clock."""
 
-    __slots__ = ("_progress", "_seen_at", "_sent_at", "_stalled_at", "has_answer", "is_stream", "section", "started")
+    # there is one for every request: what it does not need costs nothing
+    has_answer = False
+    """bytes of an answer have gone to the client"""
+    _sent_at = math.inf
+    _stalled_at = math.inf
+    _progress = -1
+    _seen_at = 0.0
+    _pinged_at = 0.0
 
     def __init__(self, section: TimeoutsSection, started: float, *, is_stream: bool) -> None:
         self.section = section
         self.started = started
         self.is_stream = is_stream
-        self.has_answer = False
-        """bytes of an answer have gone to the client"""
-        self._sent_at = math.inf
-        self._stalled_at = math.inf
-        self._progress = -1
-        self._seen_at = started
 
     @property
     def ends_at(self) -> float:
@@ -87,9 +88,10 @@ class Watch:
     def first_look(self) -> float:
         """When to ask for the first time."""
         section = self.section
-        first = section.first_token_s if self.is_stream and section.first_token_s else math.inf
-        idle = section.idle_s / LOOKS if section.idle_s else math.inf
-        return min(self.ends_at, self.started + first, self.started + idle)
+        first = section.total_s or math.inf
+        if self.is_stream:
+            first = min(first, section.first_token_s or math.inf, section.ping_s or math.inf)
+        return self.started + min(first, section.idle_s / LOOKS or math.inf)
 
     def sent(self, now: float) -> None:
         """An attempt has gone out."""
@@ -98,6 +100,16 @@ class Watch:
     def failed(self) -> None:
         """It came to nothing; perhaps another one follows."""
         self._sent_at = math.inf
+
+    def is_ping_due(self, now: float) -> bool:
+        """Whether the client of a stream that has not begun is to be told that it still waits; asked for once."""
+        ping_s = self.section.ping_s
+        if not (ping_s and self.is_stream) or self.has_answer or self._sent_at == math.inf:
+            return False
+        if now < max(self._pinged_at, self.started) + ping_s:
+            return False
+        self._pinged_at = now
+        return True
 
     def stalled(self, now: float) -> float:
         """The client reads nothing; returns when to look."""
@@ -118,8 +130,10 @@ class Watch:
         if now >= at:
             return deadline, math.inf
         # An answer may begin at any moment, and from then on it may stand still.
-        interval = self.section.idle_s / LOOKS
-        return None, min(at, now + interval) if interval else at
+        interval = self.section.idle_s / LOOKS or math.inf
+        if self.is_stream and not self.has_answer:
+            interval = min(interval, self.section.ping_s or math.inf)
+        return None, min(at, now + interval)
 
     def _next(self) -> tuple[Deadline, float]:
         section = self.section

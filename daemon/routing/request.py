@@ -30,6 +30,8 @@ class Features(msgspec.Struct):
     prompt: tuple[Raw | bytes, ...] = ()
     """JSON as it stands in the body, in the order of the prompt; bytes: token ids of 4 bytes each."""
     has_ids: bool = False
+    rid: bytes = b""
+    """SGLang's own id of a single request, as the JSON string that it is"""
 
     @property
     def salt(self) -> str:
@@ -56,6 +58,7 @@ class _Fields(msgspec.Struct, gc=False):
     instructions: Raw | UnsetType = UNSET
     system: Raw | UnsetType = UNSET
     lora_path: object = ""
+    rid: Raw | UnsetType = UNSET
     max_tokens: object = None
     max_completion_tokens: object = None
     sampling_params: Raw | UnsetType = UNSET
@@ -99,6 +102,8 @@ def json_features(body: bytes) -> Features:
         most = _max_new_tokens(parsed.sampling_params)
     if isinstance(most, int) and most >= 0:
         features.max_tokens = most
+    if parsed.rid is not UNSET and (rid := bytes(parsed.rid))[:1] == b'"':
+        features.rid = rid
     try:
         _find_prompt(parsed, features)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

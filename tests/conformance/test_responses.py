@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+from pointsman.config.snapshot import Profile
 from pointsman.daemon.shm import layout as at
 from tests.conformance.raw_http import BODY, Reader, get, post
 from tests.fakes.data_plane import DataPlane, data_plane, worker_spec
@@ -369,6 +372,95 @@ def test_a_client_that_leaves_frees_the_worker_at_once(plane: DataPlane, worker:
     assert closed.wait(5)
     assert time.monotonic() - left < 0.5
     plane.wait_until("no request in flight", lambda: plane.in_flight() == 0)
+
+
+def test_sglang_is_told_of_a_client_that_left_by_the_requests_own_id(plane: DataPlane, worker: ScriptedWorker) -> None:
+    told: queue.Queue[tuple[bytes, bytes]] = queue.Queue()
+
+    def script(session: Session) -> None:
+        seen = session.read()
+        assert seen is not None
+        if seen.line.startswith(b"POST /abort_request "):
+            told.put((seen.line, seen.body))
+            session.write(OK)
+        else:
+            told.put((seen.line, b""))
+            session.wait_closed()
+
+    worker.script = script
+    with plane.connect() as sock:
+        sock.sendall(post(b"/generate", b'{"text": "x", "rid": "my \\"id"}'))
+        assert told.get(timeout=5)[0].startswith(b"POST /generate ")
+    assert told.get(timeout=5) == (b"POST /abort_request HTTP/1.1", b'{"rid":"my \\"id"}')
+    plane.wait_until("no request in flight", lambda: plane.in_flight() == 0)
+
+
+def pinging(**timeouts: float) -> dict[str, Any]:
+    return {"profiles": {"p": Profile("p", timeouts={"ping_s": 0.05, **timeouts})}, "default_profile": "p"}
+
+
+def test_pings_of_a_long_prefill(worker: ScriptedWorker) -> None:
+    go = threading.Event()
+
+    def script(session: Session) -> None:
+        session.read()
+        assert go.wait(10), "three pings come first"
+        session.write(SSE + chunk(event("a")) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        session.wait_closed()
+
+    worker.script = script
+    with data_plane(shards=2) as plane:
+        plane.publish(worker_spec(0, worker.url), **pinging())
+        with plane.connect() as sock:
+            client = Reader(sock)
+            sock.sendall(post(b"/v1/completions", STREAM_BODY))
+            assert client.head()[0] == 200
+            while client.rest.count(chunk(b": ping\n\n")) < 3:
+                assert client._more()
+            go.set()
+            while not client.rest.endswith(b"0\r\n\r\n"):
+                assert client._more()
+            rest = client.rest.replace(chunk(b": ping\n\n"), b"")
+            assert rest == chunk(event("a")) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+            client.rest = b""
+            sock.sendall(get(b"/health"))
+            assert client.answer().body == b"OK", "the connection is in step"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+        OK,
+        b"",
+        b"nonsense\r\n\r\n",
+        SSE + chunk(b'data: {"te'),
+    ],
+    ids=["an error", "no stream", "nothing", "nonsense", "half an event"],
+)
+def test_after_a_ping_a_failure_is_an_error_event(answer: bytes, worker: ScriptedWorker) -> None:
+    go = threading.Event()
+
+    def script(session: Session) -> None:
+        session.read()
+        assert go.wait(10)
+        session.write(answer)
+
+    worker.script = script
+    with data_plane(shards=2, disable_retries=False) as plane:
+        plane.publish(worker_spec(0, worker.url), **pinging())
+        with plane.connect() as sock:
+            client = Reader(sock)
+            sock.sendall(post(b"/v1/completions", STREAM_BODY))
+            assert client.head()[0] == 200
+            while chunk(b": ping\n\n") not in client.rest:
+                assert client._more()
+            go.set()
+            while client._more():
+                pass
+            assert b'"code":"worker_bad_answer"' in client.rest
+            assert not client.rest.endswith(b"0\r\n\r\n")
+        plane.wait_until("no request in flight", lambda: plane.in_flight() == 0)
 
 
 def test_a_client_that_leaves_before_any_answer_frees_the_worker(plane: DataPlane, worker: ScriptedWorker) -> None:
