@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.traffic import Client
+from tests.fakes.traffic import Client, read_fields
 
 DONE = b"data: [DONE]"
 
@@ -49,30 +50,45 @@ class Answer:
 def read_answer(client: Client) -> Answer:
     """The next answer on the connection."""
     headers = client.read_head()
-    body = _Body(client)
-    if "content-length" in headers:
-        is_whole = body.take(int(headers["content-length"]))
-    elif headers.get("transfer-encoding") == "chunked":
-        is_whole = body.take_chunks()
-    else:
-        is_whole = body.take_rest()
-    return Answer(int(headers[":status"]), headers, body.end(), is_whole)
+    body = _Body(client.rest, client.sock.recv)
+    answer = body.answer(headers)
+    client.rest = body.rest
+    return answer
+
+
+def parse_answer(raw: bytes) -> Answer:
+    """All that came on a connection; what follows the answer is an error."""
+    head, blank, rest = raw.partition(b"\r\n\r\n")
+    assert blank, f"no head of an answer: {raw!r}"
+    body = _Body(rest, lambda _size: b"")
+    answer = body.answer(read_fields(head))
+    assert body.rest == b"", f"behind the answer: {body.rest!r}"
+    return answer
 
 
 class _Body:
-    """Reads on from `client.rest`, where whatever follows the answer stays."""
+    """The body that begins with `raw` and goes on with what `receive` returns, nothing at the end."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._raw = bytearray(client.rest)
+    def __init__(self, raw: bytes, receive: Callable[[int], bytes]) -> None:
+        self._raw = bytearray(raw)
+        self._receive_some = receive
         self._at = 0
         self._pieces: list[bytes] = []
 
-    def end(self) -> bytes:
-        self._client.rest = bytes(self._raw[self._at :])
-        return b"".join(self._pieces)
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._raw[self._at :])
 
-    def take(self, size: int) -> bool:
+    def answer(self, headers: dict[str, str]) -> Answer:
+        if "content-length" in headers:
+            is_whole = self._take(int(headers["content-length"]))
+        elif headers.get("transfer-encoding") == "chunked":
+            is_whole = self._take_chunks()
+        else:
+            is_whole = self._take_rest()
+        return Answer(int(headers[":status"]), headers, b"".join(self._pieces), is_whole)
+
+    def _take(self, size: int) -> bool:
         """That many bytes of the body; False: fewer came."""
         while len(self._raw) < self._at + size and self._receive():
             pass
@@ -81,15 +97,15 @@ class _Body:
         self._pieces.append(taken)
         return len(taken) == size
 
-    def take_rest(self) -> bool:
+    def _take_rest(self) -> bool:
         while self._receive():
             pass
-        return self.take(len(self._raw) - self._at)
+        return self._take(len(self._raw) - self._at)
 
-    def take_chunks(self) -> bool:
+    def _take_chunks(self) -> bool:
         while (line := self._line()) is not None:
             size = int(line, 16)
-            if not self.take(size):
+            if not self._take(size):
                 return False
             line = self._line()
             if line is None:
@@ -109,7 +125,7 @@ class _Body:
 
     def _receive(self) -> bool:
         try:
-            more = self._client.sock.recv(65536)
+            more = self._receive_some(65536)
         except ConnectionResetError:
             return False
         self._raw += more

@@ -38,6 +38,10 @@ class Sample:
     status: int
     port: int
     """Of the client's end of the connection; 0: it was refused."""
+    number: int
+    """Of the request: what `wire` was given."""
+    answer: bytes = b""
+    """All that came of it, if answers are kept."""
 
     @property
     def took_s(self) -> float:
@@ -64,15 +68,16 @@ class _Connection(asyncio.Protocol):
         self._sent = 0.0
         self._is_asking = False
         self._port = 0
+        self._number = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._port = transport.get_extra_info("sockname")[1]
 
-    def ask(self, wire: bytes, sent: float) -> None:
+    def ask(self, number: int, sent: float) -> None:
         self._buffer, self._needed = b"", -1
-        self._sent, self._is_asking = sent, True
-        self._transport.write(wire)
+        self._number, self._sent, self._is_asking = number, sent, True
+        self._transport.write(self._load.wire(number))
 
     def close(self) -> None:
         self._transport.abort()
@@ -95,7 +100,8 @@ class _Connection(asyncio.Protocol):
 
     def _ended(self, status: int) -> None:
         self._is_asking = False
-        self._load.ended(Sample(self._sent, time.monotonic(), status, self._port))
+        answer = self._buffer if self._load.keeps_answers else b""
+        self._load.ended(Sample(self._sent, time.monotonic(), status, self._port, self._number, answer))
         if status == LOST:
             return
         if _CLOSES.search(self._buffer, 0, 4096):
@@ -118,13 +124,15 @@ class Load:
         per_s: float = 0.0,
         clients: int = 0,
         total: int | None = None,
+        keeps_answers: bool = False,
     ) -> None:
         assert (per_s > 0) != (clients > 0)
         self.samples: list[Sample] = []
         self.idle: list[_Connection] = []
         self.running = 0
         self._address = address
-        self._wire = wire
+        self.wire = wire
+        self.keeps_answers = keeps_answers
         self._per_s = per_s
         self._clients = clients
         self._total = total
@@ -186,21 +194,21 @@ class Load:
         return not self._is_stopping and (self._total is None or self._asked < self._total)
 
     def _ask(self, now: float) -> None:
-        wire = self._wire(self._asked)
+        number = self._asked
         self._asked += 1
         self.running += 1
         if self.idle:
-            self.idle.pop().ask(wire, now)
+            self.idle.pop().ask(number, now)
         else:
-            task = asyncio.get_running_loop().create_task(self._connect_and_ask(wire, now))
+            task = asyncio.get_running_loop().create_task(self._connect_and_ask(number, now))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
-    async def _connect_and_ask(self, wire: bytes, now: float) -> None:
+    async def _connect_and_ask(self, number: int, now: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
         except OSError:
-            self.ended(Sample(now, time.monotonic(), LOST, 0))
+            self.ended(Sample(now, time.monotonic(), LOST, 0, number))
         else:
-            connection.ask(wire, now)
+            connection.ask(number, now)

@@ -262,6 +262,13 @@ def shards_of_connections(pids: list[int], port: int) -> dict[int, int]:
     return found
 
 
+def read_fields(head: bytes) -> dict[str, str]:
+    """The header fields of an answer, names in lower case; `:status` is its status."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    fields = (line.partition(":") for line in lines)
+    return {":status": first.split()[1]} | {name.lower(): value.strip() for name, _, value in fields}
+
+
 class Client:
     """One connection, one request after the other, by hand: for a test that wants to know where it is connected."""
 
@@ -290,9 +297,7 @@ class Client:
         while b"\r\n\r\n" not in self.rest:
             self._receive()
         head, _, self.rest = self.rest.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        fields = (line.partition(":") for line in lines)
-        return {":status": first.split()[1]} | {name.lower(): value.strip() for name, _, value in fields}
+        return read_fields(head)
 
     def read(self) -> Reply:
         headers = self.read_head()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,24 +25,27 @@ from typing import Any
 import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
-from tests.fakes.answers import DONE, Answer, read_answer
+from tests.fakes.answers import DONE, Answer, parse_answer, read_answer
 from tests.fakes.chaos import (
     ChaosFleet,
     Cut,
+    Delay,
     Drip,
     ErrorEvent,
     Fault,
     Garbage,
     How,
     Status,
+    Trouble,
     chaos,
     error_json,
 )
 from tests.fakes.gateway import Gateway
 from tests.fakes.live_profiles import gateway_with
+from tests.fakes.load import Load, Sample
 from tests.fakes.permits import assert_all_are_free, named
 from tests.fakes.processes import wait_until
-from tests.fakes.traffic import Client, client_of_each, completion
+from tests.fakes.traffic import Client, client_of_each, completion, request
 
 ATTEMPTS = 3
 TOKENS = 8
@@ -460,6 +464,115 @@ def test_it_gets_the_request_again(sole: Gateway, fleet: ChaosFleet, whole_text:
             fleet.plan(request_id, Status(500), Status(502), None)
             assert_is(ask(client, request_id, is_stream=True), Expected(attempts=3), whole_text, is_stream=True)
             assert {attempt.worker for attempt in fleet.attempts_of(request_id)} == {0}
+
+
+# --- everything at once
+
+STORM = 3000
+PROMPTS = tuple(f"prompt {number} of the storm" for number in range(16))
+FAULTS: tuple[Fault, ...] = (
+    RESET,
+    FIN,
+    HANG,
+    Garbage(),
+    Status(500),
+    Status(503, "0"),
+    Status(429, "1"),
+    ErrorEvent(503),
+    Drip(0.001, size=64),
+    Delay(0.02),
+    Cut(How.RESET, after_events=1),
+    Cut(How.FIN, after_events=3),
+    Cut(How.HANG, after_events=2),
+    Cut(How.RESET, 30, after_events=2),
+    Cut(How.FIN, after_bytes=120),
+)
+STORM_PROFILE = {
+    "retry": {"max_retries": 4, "initial_backoff_ms": 5},
+    "timeouts": {"connect_s": 1, "first_token_s": 0.3, "idle_s": 0.3, "total_s": 2},
+}
+STORM_SHARED = {"admission": {"max_concurrent_requests": 24, "queue_size": 100}, "breaker": {"timeout_s": 0.2}}
+CODES = {
+    "worker_bad_answer",
+    "worker_connect_failed",
+    "worker_connect_timeout",
+    "worker_first_token_timeout",
+    "worker_idle_timeout",
+    "request_total_timeout",
+    "no_available_workers",
+    "circuit_open",
+}
+
+
+def stormy(number: int) -> bytes:
+    body = {"model": "sim-model", "prompt": PROMPTS[number % len(PROMPTS)], "max_tokens": TOKENS}
+    return request(body | {"stream": number % 3 != 0}, headers={"X-Request-Id": f"storm-{number}"})
+
+
+def test_a_storm(whole_texts: Sequence[str]) -> None:
+    """All faults at all workers, many requests at once: each client gets its own answer, or an honest error."""
+    with launch_engines(4) as engines, chaos([engine.url for engine in engines]) as fleet:
+        for index, worker in enumerate(fleet.workers):
+            rate = 0.4 / len(FAULTS)
+            worker.suffers(*(Trouble(fault, rate, seed=100 * index + n) for n, fault in enumerate(FAULTS)))
+        with gateway_with(STORM_PROFILE, STORM_SHARED, workers=fleet.urls) as (gate, _):
+            with Load((gate.host, gate.port), stormy, clients=40, total=STORM, keeps_answers=True) as load:
+                gate.wait_until("half of it is over", lambda: len(load.samples) > STORM / 2, 60)
+                with fleet.workers[0].refusing():
+                    gate.wait_until("three quarters of it are over", lambda: len(load.samples) > STORM * 0.75, 60)
+                samples = load.wait(60)
+            assert len(samples) == STORM
+            ends = Counter(honest_end(sample, whole_texts[sample.number % len(PROMPTS)]) for sample in samples)
+            print(f"\n{STORM} requests, {len(fleet.attempts)} attempts: {dict(ends)}")
+            assert ends["whole"] > 0.8 * STORM
+            fleet.heal()
+            gate.wait_until("no load", lambda: not any(worker["in_flight"] for worker in gate.workers()), 2)
+            assert gate.in_flight() == 0
+
+
+@pytest.fixture(scope="module")
+def whole_texts(fleet: ChaosFleet) -> list[str]:
+    with Client(("127.0.0.1", fleet.workers[0].port)) as client:
+        texts = []
+        for number in range(len(PROMPTS)):
+            client.sock.sendall(stormy(number))
+            texts.append(read_answer(client).text)
+    return texts
+
+
+def honest_end(sample: Sample, whole_text: str) -> str:
+    """Its kind. Fails on whatever a client must never get: another one's text, half a text as a whole one, nothing."""
+    answer = parse_answer(sample.answer)
+    if answer.status == 429:  # of a worker, passed on when no other could take the request
+        assert answer.is_whole
+        return "429"
+    if answer.status != 200:
+        assert answer.is_whole
+        code = answer.error_code
+        assert code == answer.status or code in CODES, answer
+        return str(code)
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        assert not answer.is_whole or answer.text == whole_text
+        return "whole" if answer.is_whole else "torn"
+    events = answer.events
+    if answer.is_whole and DONE in events:
+        if "error" in answer.data[0]:  # of the worker, passed on when the retries were over
+            return "error event of the worker"
+        assert answer.text == whole_text
+        return "whole"
+    assert not answer.is_whole and DONE not in events
+    return broken_end(answer, whole_text)
+
+
+def broken_end(answer: Answer, whole_text: str) -> str:
+    events = answer.events if answer.body.endswith(b"\n\n") else answer.events[:-1]
+    data = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    text = "".join(each["choices"][0]["text"] for each in data if "choices" in each)
+    assert whole_text.startswith(text)
+    if data and "error" in data[-1]:
+        assert data[-1]["error"]["code"] in CODES
+        return "error event"
+    return "torn"
 
 
 # --- permits
