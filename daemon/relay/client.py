@@ -35,7 +35,7 @@ from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
-from pointsman.daemon.routing.request import NO_FEATURES, form_features, json_features
+from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
 from pointsman.daemon.shm import layout as at
 
 if TYPE_CHECKING:
@@ -301,6 +301,9 @@ class ClientConnection(asyncio.Protocol):
             features = NO_FEATURES
         if request.key is not None and route.kind is not Kind.INFO:
             request.key.check_model(features.model)
+            if route.kind is Kind.FORM:
+                for model in form_models(request.body()):
+                    request.key.check_model(model)
         exchange = self.exchange = Exchange(self, request, route, features, self.context.table())
         self.context.count(at.G_REQUESTS)
         if route.kind is Kind.INFO:

@@ -229,7 +229,9 @@ def id_bytes(ids: Iterable[int]) -> bytes:
 
 
 _FORM_MODEL = re.compile(
-    rb'content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n',
+    rb'content-disposition:[^\r\n]*;[ \t]*name="?model"?[ \t]*(?:;[^\r\n]*)?\r\n'
+    rb"(?:[^\r\n]+\r\n)*\r\n"
+    rb"([^\r\n]{1,512})\r\n",
     re.IGNORECASE,
 )
 
@@ -238,3 +240,8 @@ def form_features(body: bytes) -> Features:
     """The `model` field of a multipart form (audio); a form without one is routed like a request without a model."""
     found = _FORM_MODEL.search(body)
     return Features(found[1].decode("utf-8", "replace").strip()) if found else NO_FEATURES
+
+
+def form_models(body: bytes) -> list[str]:
+    """Every `model` field of a multipart form: which of them counts, engines do not agree on."""
+    return [name.decode("utf-8", "replace").strip() for name in _FORM_MODEL.findall(body)]

@@ -155,6 +155,25 @@ def test_models_and_profiles(engines: list[str], tmp_path: Path) -> None:
                 assert client.ask(head.encode()).status == 403
 
 
+def test_a_form_with_several_models_needs_all_of_them(engines: list[str], tmp_path: Path) -> None:
+    """One to be let in with, another one for the engine: which of them counts is the engine's to say."""
+    path = tmp_path / "keys.json"
+    path.write_bytes(keys(some={"models": [MODEL, "whisper"]}))
+
+    def form(*models: str) -> bytes:
+        fields = [f'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n' for model in models]
+        audio = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--x--\r\n'
+        body = "".join([*fields, audio])
+        head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret('some')}\r\n"
+        head += f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
+        return (head + body).encode()
+
+    with gateway("--api-key-file", str(path), workers=engines) as gate, clients_of(gate) as clients:
+        forms = (form(MODEL), form(MODEL, "whisper"), form(MODEL, "gpt"), form("gpt", MODEL), form())
+        answers = [clients[0].ask(wire).status for wire in forms]
+    assert answers == [200, 200, 403, 403, 403]
+
+
 def test_profiles_by_the_name_of_the_key(engines: list[str], tmp_path: Path) -> None:
     path, profiles = tmp_path / "keys.json", tmp_path / "profiles.json"
     path.write_bytes(keys("batch-1", "team"))

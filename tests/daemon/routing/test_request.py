@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.daemon.errors import RequestError
-from pointsman.daemon.routing.request import form_features, id_bytes, json_features
+from pointsman.daemon.routing.request import form_features, form_models, id_bytes, json_features
 from pointsman.daemon.shm.prefix import HashChain
 
 
@@ -138,3 +138,14 @@ def test_a_form_names_its_model() -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--x--\r\n'
     assert form_features(form).model == "whisper"
     assert form_features(b"--x--").model == ""
+
+
+def test_a_form_whose_model_is_not_the_last_part() -> None:
+    """Once the next part's content was taken for it."""
+    file = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n'
+    one = b'--x\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nwhisper\r\n'
+    two = b"--x\r\ncontent-disposition: form-data; name=model\r\n\r\nother\r\n"
+    assert form_features(one + file + b"--x--\r\n").model == "whisper"
+    assert form_features(two + file + b"--x--\r\n").model == "other"
+    assert form_models(file + one + file + two + b"--x--\r\n") == ["whisper", "other"]
+    assert form_models(file + b"--x--\r\n") == []
