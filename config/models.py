@@ -219,6 +219,26 @@ class ServeConfig(BaseSettings):
     queue_size: int = _key("queue_size", "requests that may wait for one of these", ge=0, le=2**31)
     queue_timeout_secs: float = _seconds("queue_timeout_secs", "that a request may wait there", least=0.001)
 
+    batch_store: str | None = _key(
+        "batch_store",
+        "turns offline batches on, and keeps their payloads: sqlite (in the state directory), sqlite:PATH, "
+        "redis://HOST or mooncake://HOST:PORT",
+        min_length=1,
+    )
+    batch_concurrency: int = _key("batch_concurrency", "requests of batches under way at once, at most", ge=1, le=4096)
+    batch_line_attempts: int = _key(
+        "batch_line_attempts", "attempts of a request of a batch whose failure may be its own fault", ge=1, le=100
+    )
+    batch_max_lines: int = _key("batch_max_lines", "requests of one batch", ge=1, le=10_000_000)
+    batch_max_file_mib: int = _key("batch_max_file_mib", "largest upload (MiB)", ge=1, le=2**20)
+    batch_quota_mib: int = _key("batch_quota_mib", "files of one API key together (MiB); 0 = no limit", ge=0, le=2**30)
+    batch_max_running: int = _key(
+        "batch_max_running", "batches of one API key that are not done; 0 = no limit", ge=0, le=1_000_000
+    )
+    batch_ttl_s: float = _key(
+        "batch_ttl_s", "batches and files are kept (seconds); 0 = for ever", ge=0, le=3650 * DAY_S
+    )
+
     drain_delay_s: float = _seconds("drain_delay_s", "keep accepting after SIGTERM, readiness already 503")
     shutdown_grace_s: float = _seconds("shutdown_grace_s", "for running requests to end after SIGTERM")
     upgrade_grace_s: float = _seconds("upgrade_grace_s", "for running requests of the old daemon after an upgrade")
@@ -236,12 +256,14 @@ class ServeConfig(BaseSettings):
     def to_settings(self, *, config_file: Path | None = None) -> Settings:
         """Everything resolved: paths absolute, counts and directories known."""
         runtime_dir = _absolute(self.runtime_dir) or str(places.runtime_dir())
+        state_dir = _absolute(self.state_dir) or str(places.state_dir())
         resolved: dict[str, object] = {
             "shards": self.shards or cores.default_shards(),
             "runtime_dir": runtime_dir,
-            "state_dir": _absolute(self.state_dir) or str(places.state_dir()),
+            "state_dir": state_dir,
             "admin_listen": self.admin_listen or default_admin_listen(runtime_dir),
             "config_file": _absolute(str(config_file)) if config_file else None,
+            "batch_store": places.batch_store(self.batch_store, state_dir),
         }
         for key in PATH_KEYS - resolved.keys():
             resolved[key] = _absolute(getattr(self, key))

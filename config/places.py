@@ -7,11 +7,16 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 
 ADMIN_SOCKET = "admin.sock"
 ADMIN_TOKEN = "admin-token"
+BATCH_SOCKET = "batch.sock"
+"""where the batch runner answers the shards and the operator"""
+BATCH_DIR = "batches"
+"""in the state directory"""
 SYSTEM_RUNTIME_DIR = Path("/run/pointsman")
 """What RuntimeDirectory=pointsman of the systemd unit makes; the service sees it as $RUNTIME_DIRECTORY."""
 
@@ -41,6 +46,11 @@ def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
 def admin_sockets(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """Where a client finds the daemon's socket, most likely first: this user's daemon, then the system's."""
     return tuple(dict.fromkeys((runtime_dir(environ) / ADMIN_SOCKET, SYSTEM_RUNTIME_DIR / ADMIN_SOCKET)))
+
+
+def batch_store(url: str | None, state_dir: str) -> str | None:
+    """`sqlite` alone means a file in the state directory."""
+    return f"sqlite:{quote(state_dir)}/{BATCH_DIR}/payloads.db" if url == "sqlite" else url
 
 
 def prepare(path: Path, key: str) -> None:

@@ -144,6 +144,11 @@ class _Sources:
             if getattr(config, key) is not None and getattr(config, other) is None:
                 yield self.defect(key, f"needs {flag_of(other)}")
 
+        if config.batch_store is not None and config.tls_client_ca is not None:
+            yield self.defect(
+                "batch_store", "not together with tls_client_ca: batches ask the data port without a certificate"
+            )
+
     def _check_default_socket(self, config: ServeConfig) -> Iterator[ConfigError]:
         try:
             listen.admin_address(config.to_settings().admin_listen[0])

@@ -127,6 +127,22 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     queue_size: int = 100
     queue_timeout_secs: float = 60.0
 
+    # offline batches
+    batch_store: str | None = None
+    """URL of the store of their payloads, resolved; None = no batches"""
+    batch_concurrency: int = 64
+    """requests of batches at the data port at once, at most"""
+    batch_line_attempts: int = 4
+    """of a request whose failure may be its own fault"""
+    batch_max_lines: int = 50_000
+    batch_max_file_mib: int = 200
+    batch_quota_mib: int = 10_240
+    """files of one API key together; 0 = no limit"""
+    batch_max_running: int = 100
+    """batches of one API key that are not final; 0 = no limit"""
+    batch_ttl_s: float = 30 * 86400.0
+    """batches and files are kept so long; 0 = for ever"""
+
     # stopping
     drain_delay_s: float = 0.0
     shutdown_grace_s: float = 30.0

@@ -148,6 +148,20 @@ def no_worker(detail: str) -> RequestError:
 CIRCUIT_OPEN = "circuit_open"
 
 
+def batches_off() -> RequestError:
+    message = "this gateway keeps no files and runs no batches: start it with --batch-store"
+    return RequestError(404, "batches_off", message, fault=Fault.OPERATOR)
+
+
+def batches_unavailable() -> RequestError:
+    return _try_again(503, "batches_unavailable", "the batch runner is not there at the moment", 2, Fault.GATEWAY)
+
+
+def not_internal() -> RequestError:
+    """Another daemon's token: after an upgrade, or from nobody of ours. To be tried again where it may be known."""
+    return _try_again(503, "internal_token_unknown", "x-pointsman-internal is not this daemon's", 1, Fault.GATEWAY)
+
+
 def breaker_open(detail: str, retry_after_s: float) -> RequestError:
     return _try_again(503, CIRCUIT_OPEN, detail, retry_after_s, Fault.WORKER)
 

@@ -10,6 +10,8 @@ no acknowledgement layer is needed: the kernel keeps packets whole and in order.
     supervisor -> control   welcome(generation[, fd], stands_by, floor)  published(generation)  reload  drain
                             refused(generation, reason)  go(floor)  yield  upgraded(pid, version)
                             upgrade_refused(reason)  upgrade_failed(reason)
+    batches -> supervisor   ready
+    supervisor -> batches   drain
 
 In an upgrade two supervisors talk in the same way (supervisor/handover.py):
 

@@ -29,6 +29,7 @@ def run(argv: list[str]) -> int:
         _check_files(settings)
         places.prepare(Path(settings.runtime_dir), "runtime_dir")
         places.prepare(Path(settings.state_dir), "state_dir")
+        _check_batch_store(settings)
     except ConfigErrors as error:
         for defect in error.errors:
             _say(str(defect))
@@ -64,6 +65,20 @@ def _check_files(settings: Settings) -> None:
     errors += access.errors
     if errors:
         raise ConfigErrors(errors)
+
+
+def _check_batch_store(settings: Settings) -> None:
+    """A URL that names nothing, or a package that is missing; a server that is away may come back."""
+    if settings.batch_store is None:
+        return
+    from pointsman.daemon.stores.open_store import open_backend
+    from pointsman.daemon.stores.problems import BackendMissingError, StoreUnusableError, StoreUrlError
+
+    places.prepare(Path(settings.state_dir) / places.BATCH_DIR, "state_dir")
+    try:
+        open_backend(settings.batch_store).close()
+    except (StoreUrlError, BackendMissingError, StoreUnusableError) as error:
+        raise ConfigErrors([ConfigError("batch_store", str(error))]) from None
 
 
 def hand_over(settings: Settings) -> NoReturn:

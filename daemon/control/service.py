@@ -138,7 +138,7 @@ class ControlService:
             listen=_address(self.settings.host, self.settings.port),
             uptime_s=round(clock.wall - segment.words.get(at.H_CREATED_NS) / 1e9, 3),
             generation=segment.generation,
-            processes=process_views(segment, clock),
+            processes=process_views(segment, clock, has_batches=self.settings.batch_store is not None),
             workers_total=len(workers),
             workers_healthy=sum(worker.is_healthy for worker in workers),
             in_flight=sum(map(segment.inflight, slots)),

@@ -102,15 +102,18 @@ def admission_shown(resilience: SharedResilience) -> AdmissionShown:
     )
 
 
-def process_views(segment: Segment, clock: Clock) -> tuple[ProcessView, ...]:
-    return tuple(_process_view(segment, index, clock) for index in range(segment.layout.shards + 1))
+def process_views(segment: Segment, clock: Clock, *, has_batches: bool) -> tuple[ProcessView, ...]:
+    rows = [*range(segment.layout.shards), segment.layout.control]
+    if has_batches:
+        rows.append(segment.layout.batches)
+    return tuple(_process_view(segment, index, clock) for index in rows)
 
 
 def _process_view(segment: Segment, index: int, clock: Clock) -> ProcessView:
     row = segment.process(index)
     is_running = row.pid != 0
     return ProcessView(
-        name="control" if index == segment.layout.control else f"shard-{index}",
+        name={segment.layout.control: "control", segment.layout.batches: "batches"}.get(index, f"shard-{index}"),
         pid=row.pid,
         state=_PROCESS_STATE.get(row.state, str(row.state)),
         restarts=row.restarts,

@@ -12,17 +12,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine
+from hmac import compare_digest
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from pointsman.daemon.errors import (
     RequestError,
+    batches_off,
     buffers_full,
     head_too_large,
     malformed_http,
     method_not_allowed,
     not_found,
+    not_internal,
     payload_too_large,
     request_timeout,
     too_many_connections,
@@ -33,7 +37,8 @@ from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.inbound import Inbound
-from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route
+from pointsman.daemon.relay.passage import Passage
+from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route, batch_route
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
 from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
 from pointsman.daemon.shm import layout as at
@@ -69,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, context: ShardContext) -> None:
         self.context = context
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange | Passage | None = None
         self.is_closed = False
         self.is_write_paused = False
         self.peer = ""
@@ -182,20 +187,39 @@ class ClientConnection(asyncio.Protocol):
             if self._head_bytes > settings.max_header_bytes < request.head_size():
                 raise head_too_large()
             request.finish_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
-            if request.content_length is not None and request.content_length > settings.max_payload_size:
+            if self.context.batch_socket is not None:
+                request.is_streamed = self._is_streamed(request.path)
+            most = inf if request.is_streamed else settings.max_payload_size
+            if request.content_length is not None and request.content_length > most:
                 raise payload_too_large(settings.max_payload_size)
+            if request.internal_token is not None:
+                self._recognize(request)
             guard = self.context.guard
             if guard is not None:  # before the body: whoever may not ask fills no buffer
                 guard.admit(request, self.context.table(), self.peer)
         except RequestError as error:
             self._refuse(error)
             return
-        if request.expects_continue and self.exchange is None and not self._queue:
-            self._send_continue(request)
+        if request.is_streamed:
+            self._queue.append(request)  # served before its body is there
+        elif request.expects_continue and self.exchange is None and not self._queue:
+            self.send_continue(request)
+
+    def _is_streamed(self, path: bytes) -> bool:
+        return path not in self.context.routes and batch_route(path) is not None
+
+    def _recognize(self, request: Inbound) -> None:
+        """Raises RequestError when it is not one of ours that asks."""
+        if not compare_digest(request.internal_token or b"", self.context.internal_token):
+            raise not_internal()
+        request.is_internal = True
 
     def on_body(self, chunk: bytes) -> None:
         request = self._request
         if request is None:
+            return
+        if request.is_streamed:
+            self._stream(request, chunk)
             return
         request.expects_continue = False
         request.add_body(chunk)
@@ -213,7 +237,38 @@ class ClientConnection(asyncio.Protocol):
         if request is not None:
             self._request = None
             request.is_complete = True
-            self._queue.append(request)
+            if not request.is_streamed:
+                self._queue.append(request)
+            elif (passage := self._passage_of(request)) is not None:
+                passage.body_complete()
+
+    # --- bodies that are streamed
+
+    def _stream(self, request: Inbound, chunk: bytes) -> None:
+        passage = self._passage_of(request)
+        if passage is not None:
+            passage.body(chunk)
+        else:
+            self.keep_for_later(request, chunk)
+            self.hold_body()  # others are served first
+
+    def keep_for_later(self, request: Inbound, chunk: bytes) -> None:
+        """What has been read already when its turn has not come: never more than one read."""
+        request.add_body(chunk)
+        self.context.buffers.take(len(chunk))
+
+    def _passage_of(self, request: Inbound) -> Passage | None:
+        exchange = self.exchange
+        return exchange if isinstance(exchange, Passage) and exchange.request is request else None
+
+    def hold_body(self) -> None:
+        """Nothing more is read until `resume_body`."""
+        self._waits_for_buffer = True
+        self._pause_reading()
+
+    @property
+    def is_body_held(self) -> bool:
+        return self._waits_for_buffer
 
     # --- body buffers
 
@@ -250,8 +305,11 @@ class ClientConnection(asyncio.Protocol):
         self._request = None
         request.error = error
         request.keep_alive = False
-        self._queue.append(request)
         self._linger_until = self.context.now() + LINGER_S
+        if not request.is_streamed:
+            self._queue.append(request)
+        elif (passage := self._passage_of(request)) is not None:
+            passage.fail(error)
         self._advance()
 
     def _advance(self) -> None:
@@ -260,9 +318,9 @@ class ClientConnection(asyncio.Protocol):
             self._serve(self._queue.popleft())
         waiting = self._request
         if waiting is not None and waiting.expects_continue and self.exchange is None and waiting.is_head_complete:
-            self._send_continue(waiting)
+            self.send_continue(waiting)
 
-    def _send_continue(self, request: Inbound) -> None:
+    def send_continue(self, request: Inbound) -> None:
         request.expects_continue = False
         self.transport.write(CONTINUE)
 
@@ -276,6 +334,8 @@ class ClientConnection(asyncio.Protocol):
             route = self._route(request)
             if route.kind is Kind.LOCAL:
                 self._answer(request, route, *local.answer(self.context, request, route))
+            elif route.kind is Kind.STREAMED:
+                self._pass_on(request, route)
             else:
                 self._exchange(request, route)
         except RequestError as error:
@@ -286,11 +346,26 @@ class ClientConnection(asyncio.Protocol):
         route = self.context.routes.get(request.path)
         if route is None:
             if not request.path.startswith(MODELS_PREFIX):
-                raise not_found(request.text_path[:MAX_LOGGED_PATH])
+                return self._batch_route(request)
             route = ONE_MODEL
         if request.method not in route.methods:
             raise method_not_allowed(request.method.decode("latin-1"), route.allowed)
         return route
+
+    def _batch_route(self, request: Inbound) -> Route:
+        route = batch_route(request.path)
+        if route is None:
+            raise not_found(request.text_path[:MAX_LOGGED_PATH])
+        if self.context.batch_socket is None:
+            raise batches_off()
+        return route
+
+    def _pass_on(self, request: Inbound, route: Route) -> None:
+        path = self.context.batch_socket
+        assert path is not None
+        passage = self.exchange = Passage(self, request, route, path)
+        self.context.count(at.G_REQUESTS)
+        passage.start()
 
     def _exchange(self, request: Inbound, route: Route) -> None:
         if route.kind is Kind.JSON:
@@ -359,15 +434,19 @@ class ClientConnection(asyncio.Protocol):
         if not keep_alive:
             self._close(is_lingering=not request.is_complete)
 
-    def exchange_ended(self, exchange: Exchange) -> None:
+    def exchange_ended(self, exchange: Exchange | Passage) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         self.exchange = None
         self.context.count(at.G_REQUESTS, -1)
-        self.release_body(exchange.request)
+        request = exchange.request
+        self.release_body(request)
         if self.is_closed:
             return
+        if request.is_streamed:
+            self._request = None if self._request is request else self._request
+            self.resume_body()
         if not exchange.is_keep_alive:
-            self._close(is_lingering=False)
+            self._close(is_lingering=not request.is_complete)
             return
         self._reading_since = self.context.now()
         if self._queue or self._request is not None:

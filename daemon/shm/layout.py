@@ -7,7 +7,7 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
 * routing state: short critical sections under the robust mutex in the header.
 
     header           one page: identity, current generation, phase, round-robin cursor, routing mutex
-    process rows     one per shard, then control: pid, heartbeat, loaded generation, state, restarts
+    process rows     one per shard, then control, the batch runner: pid, heartbeat, loaded generation, state, restarts
     worker rows      one per worker slot: status and since when (written under the routing mutex)
     signals          one row per worker slot: what its engine reports (written by control)
     load rows        [shard][worker]: in flight, bytes in flight, picks by reason, failures, how predictions came true
@@ -19,6 +19,7 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     recordings       per shard, a ring of requests for whoever records the traffic (shm.recording)
     bookings         the booking table and the cost model (shm.bookings), under the routing mutex
     sessions, users  tables of recently used keys (shm.recent), under the routing mutex
+    batch counts     what the batch runner counts (batches.tally), written by it alone
     budget, breakers, admission, rates
                      what the machines of `resilience` keep in words, under the routing mutex (dispatch.resilience)
     key counts       per shard, one row per API key: answers, tokens (telemetry.key_counts)
@@ -43,6 +44,7 @@ H_LOCK_TIMEOUTS = 40
 H_LOCK_RECOVERIES = 41
 H_BREAKERS = 48  # workers whose breaker is not closed; written under the routing mutex
 H_RECORDING = 56  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
+H_INTERNAL_TOKEN = 64  # 128 random bits, drawn by the supervisor: what proves that a request is one of this daemon's
 
 # phase
 PHASE_RUNNING, PHASE_DRAINING = range(2)
@@ -115,6 +117,12 @@ KEY_SLOTS = 1024
 KEY_WORDS = 8
 K_GOOD, K_CLIENT_ERRORS, K_SERVER_ERRORS, K_PROMPT_TOKENS, K_OUTPUT_TOKENS = range(5)
 
+# what the batch runner counts; the words before B_FIRST_COUNTER are gauges, the others only grow
+BATCH_WORDS = 16
+B_RUNNING, B_IN_FLIGHT, B_LIMIT, B_PAUSED = range(4)
+B_FIRST_COUNTER = 8
+B_SUCCEEDED, B_FAILED, B_UNRUN, B_LOST, B_RETRIES = range(8, 13)
+
 # request series: pairs (key + 1, count)
 SERIES_SLOTS = 4096
 SERIES_WORDS = 2 * SERIES_SLOTS
@@ -157,12 +165,13 @@ class Layout:
     admission: int = field(init=False)
     rates: int = field(init=False)
     key_counts: int = field(init=False)
+    batch_counts: int = field(init=False)
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
         offset = PAGE_WORDS
         for name, words in (
-            ("processes", (self.shards + 1) * PROCESS_WORDS),
+            ("processes", (self.shards + 2) * PROCESS_WORDS),
             ("workers", self.slots * WORKER_WORDS),
             ("signals", self.slots * SIGNAL_WORDS),
             ("loads", self.shards * self.slots * LOAD_WORDS),
@@ -180,6 +189,7 @@ class Layout:
             ("admission", self.admission_words),
             ("rates", (PROFILE_RATES + KEY_RATES) * RATE_WORDS),
             ("key_counts", self.shards * KEY_SLOTS * KEY_WORDS),
+            ("batch_counts", BATCH_WORDS),
         ):
             object.__setattr__(self, name, offset)
             offset += words
@@ -203,6 +213,11 @@ class Layout:
     def control(self) -> int:
         """Index of control's process row."""
         return self.shards
+
+    @property
+    def batches(self) -> int:
+        """Index of the batch runner's process row; empty where there is none."""
+        return self.shards + 1
 
     def process(self, index: int, word: int) -> int:
         return self.processes + index * PROCESS_WORDS + word

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ class Segment:
             (at.H_SHARDS, shards),
             (at.H_SLOTS, slots),
             (at.H_CREATED_NS, time.time_ns()),
+            (at.H_INTERNAL_TOKEN, secrets.randbits(63)),
+            (at.H_INTERNAL_TOKEN + 1, secrets.randbits(63)),
             (at.H_MAGIC, at.MAGIC),
         ):
             segment.words.put(word, value)
@@ -124,6 +127,11 @@ class Segment:
     @property
     def lock_recoveries(self) -> int:
         return self.words.get(at.H_LOCK_RECOVERIES)
+
+    @property
+    def internal_token(self) -> bytes:
+        """What a request of this daemon's own shows; readable for whoever has the segment, and nobody else."""
+        return b"%016x%016x" % (self.cells[at.H_INTERNAL_TOKEN], self.cells[at.H_INTERNAL_TOKEN + 1])
 
     # --- processes
 

@@ -45,6 +45,12 @@ def _control(state: RoutingState, settings_fd: int, doors: Doors) -> Child:
     return Child("control", segment.layout.control, segment, arguments, (settings_fd, segment.fd, index_fd, *admin_fds))
 
 
+def _batches(segment: Segment, settings_fd: int) -> Child:
+    arguments = ["-m", "pointsman.daemon.batches", "--settings-fd", str(settings_fd)]
+    arguments += ["--segment-fd", str(segment.fd)]
+    return Child("batches", segment.layout.batches, segment, arguments, (settings_fd, segment.fd))
+
+
 def _state(settings: Settings) -> RoutingState:
     """Raises ValueError for a prefix index that is too small, OSError for memory that is not to be had."""
     segment = Segment.create(settings.shards, settings.max_workers)
@@ -85,8 +91,9 @@ def _arbiter(settings: Settings, doors: Doors, heritage: Handover | None, comman
     settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))
     shards = [_shard(index, settings.shards, state, settings_fd, doors) for index in range(settings.shards)]
     control = _control(state, settings_fd, doors)
+    batches = _batches(state.segment, settings_fd) if settings.batch_store is not None else None
     listen = listeners.describe(doors.data[0])
-    arbiter = Arbiter(settings, state, shards, control, Notifier(), listen, Estate(doors, command))
+    arbiter = Arbiter(settings, state, shards, control, Notifier(), listen, Estate(doors, command), batches)
     if heritage is not None:
         arbiter.follow(Predecessor(heritage), handover.inherited_generation(heritage, settings))
     return arbiter

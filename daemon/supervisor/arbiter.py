@@ -7,7 +7,8 @@ Theory of operation. There is one place for control and one for each shard. On e
 A shard that dies is reaped first, then its rows in shared memory are reclaimed, then its successor starts on the same
 listening socket with the current generation: nothing here waits for control. A process that says it cannot boot
 (EXIT_BOOT_FAILED), or dies again and again before it is ready, ends the daemon: respawning would hide the defect and
-burn the machine. Control is less vital than the shards: once it has been up it is restarted with growing pauses.
+burn the machine. Control is less vital than the shards: once it has been up it is restarted with growing pauses. The
+batch runner, where there is one, is not vital at all: nothing waits for it, and it never ends the daemon.
 
 Silence is judged only by a supervisor that was awake to listen. When its own last turn is long ago, everything was
 stopped (Ctrl-Z, a frozen cgroup, a paused machine), or starved: the others first get the time that a heart needs.
@@ -126,6 +127,7 @@ class Arbiter:
         notifier: Notifier,
         listen: str,
         estate: Estate,
+        batches: Child | None = None,
     ) -> None:
         self._settings = settings
         self._state = state
@@ -133,6 +135,7 @@ class Arbiter:
         self._segment = state.segment
         self._shards = shards
         self._control = control
+        self._batches = batches
         self._notifier = notifier
         self._listen = listen
         self._published = Published()
@@ -230,7 +233,12 @@ class Arbiter:
 
     @property
     def _children(self) -> list[Child]:
-        return [*self._shards, self._control]
+        return [*self._shards, *self._beside]
+
+    @property
+    def _beside(self) -> list[Child]:
+        """What is no shard: it outlives them at a stop."""
+        return [self._control] if self._batches is None else [self._control, self._batches]
 
     # --- processes
 
@@ -248,7 +256,7 @@ class Arbiter:
         was_ready = child.is_ready
         child.died()
         lost = 0
-        if child is not self._control:
+        if child in self._shards:
             lost = self._segment.reclaim_shard(child.index)
             self._unclaimed.add(child.index)
         if self._stop.is_asked or (child is self._control and self._leaving.holds_control):
@@ -257,6 +265,8 @@ class Arbiter:
         if child is self._control:
             self._control_waits = self._control_stands_by = False
             self._control_died(code, now)
+        elif child is self._batches:
+            child.restart_at = now + _pause_s(child.early_deaths)
         elif code == EXIT_BOOT_FAILED:
             self._begin_stop(now, EXIT_SOFTWARE, f"{child.name} cannot boot")
         elif child.early_deaths >= MAX_EARLY_DEATHS:
@@ -267,7 +277,7 @@ class Arbiter:
         if not self._control_was_ready and (code == EXIT_BOOT_FAILED or deaths >= MAX_EARLY_DEATHS):
             self._begin_stop(now, EXIT_SOFTWARE, "control cannot boot")
         elif deaths:
-            self._control.restart_at = now + min(MAX_CONTROL_PAUSE_S, CONTROL_PAUSE_S * 2**deaths)
+            self._control.restart_at = now + _pause_s(deaths)
 
     def _notice_pause(self, now: float) -> None:
         if now - self._last_turn > PAUSE_S:
@@ -292,11 +302,12 @@ class Arbiter:
             if child.index in self._unclaimed and not self._reclaim(child.index):
                 continue
             # Who waits for another daemon's word is not slow: that daemon judges how long it takes.
-            child.boot_limit_s = inf if self._is_on_probation else BOOT_LIMIT_S
+            # Nor is the batch runner, which waits for its store, and for the runner of the daemon before us.
+            child.boot_limit_s = inf if self._is_on_probation or child is self._batches else BOOT_LIMIT_S
             child.start()
             if child.channel is not None:
                 self._selector.register(child.channel, selectors.EVENT_READ, child)
-            if child is not self._control:
+            if child in self._shards:
                 self._brief(child, now)
 
     def _reclaim(self, shard: int) -> bool:
@@ -345,6 +356,8 @@ class Arbiter:
                 return
             if child is self._control:
                 self._from_control(message, fd)
+            elif child is self._batches:
+                child.ready()  # it has nothing else to say
             else:
                 self._from_shard(child, message)
 
@@ -448,13 +461,16 @@ class Arbiter:
                 for shard in self._shards:
                     shard.kill()
             return False
-        if not self._control.is_running:
+        left = [child for child in self._beside if child.is_running]
+        if not left:
             return not self._waits_for_predecessor(now)
         if not stop.shards_gone:
             stop.shards_gone = now
-            self._control.kill(signal.SIGTERM)
+            for child in left:
+                child.kill(signal.SIGTERM)
         elif now - stop.shards_gone > CONTROL_STOP_S:
-            self._control.kill()
+            for child in left:
+                child.kill()
         return False
 
     def _waits_for_predecessor(self, now: float) -> bool:
@@ -508,7 +524,7 @@ class Arbiter:
 
     @property
     def is_ready(self) -> bool:
-        return all(child.is_ready for child in self._children)
+        return all(child.is_ready for child in (*self._shards, self._control))
 
     def tell_control(self, message: Message) -> None:
         self._control.tell(message)
@@ -527,6 +543,10 @@ class Arbiter:
             shard.tell(message)
             if not shard.is_ready:
                 shard.kill()
+        if self._batches is not None:  # the other daemon's runner waits for the end of ours
+            self._batches.tell(Message("drain"))
+            if not self._batches.is_ready:
+                self._batches.kill()
         self._doors.leave(taken)
 
     def hurry(self, *, is_now: bool) -> None:
@@ -602,6 +622,10 @@ class Arbiter:
         ready = sum(shard.is_ready for shard in self._shards)
         up, known = _count_workers(segment)
         return f"{ready}/{len(self._shards)} shards, {up}/{known} workers, generation {segment.generation}"
+
+
+def _pause_s(early_deaths: int) -> float:
+    return min(MAX_CONTROL_PAUSE_S, CONTROL_PAUSE_S * 2.0**early_deaths)
 
 
 def is_well(shards: Sequence[Child], control: Child, now: float, *, is_stopping: bool) -> bool:

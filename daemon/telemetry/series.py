@@ -25,7 +25,7 @@ from pointsman.daemon.shm.layout import (
 )
 from pointsman.daemon.shm.segment import Segment
 
-ROUTES: tuple[str, ...] = ("other", *JSON_PATHS, *FORM_PATHS, "models", "probe", "extra")
+ROUTES: tuple[str, ...] = ("other", *JSON_PATHS, *FORM_PATHS, "models", "probe", "extra", "files", "batches")
 """Label `route` by index."""
 
 RESERVED_PAIRS = 512

@@ -18,7 +18,7 @@ from pointsman.daemon.errors import ConfigErrors
 from pointsman.daemon.routing.checking import FileCheck
 
 CHECK = FileCheck()
-RESOLVED = {"shards", "admin_listen", "runtime_dir", "state_dir"}
+RESOLVED = {"shards", "admin_listen", "runtime_dir", "state_dir", "batch_store"}
 EXAMPLE = Path(settings.__file__).parent / "examples" / "pointsman.toml"
 
 
