@@ -73,6 +73,18 @@ class AdmissionShown(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
+class DrainShown(msgspec.Struct, frozen=True, kw_only=True):
+    """No new requests. Times are Unix seconds."""
+
+    since: float
+    deadline: float | None
+    """None: as long as it takes."""
+    then: Literal["close", "keep"]
+    """What becomes of those that still run at the deadline."""
+    is_removed: bool
+    """It is gone for good as soon as the last one has ended."""
+
+
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as it is now. Times are Unix seconds; the API key itself is never shown."""
 
@@ -96,6 +108,10 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     in_flight: int
     in_flight_bytes: int
+    oldest_s: float | None
+    """For how long the oldest of those in flight is; None: there is none, or they were routed without a booking."""
+    drain: DrainShown | None
+    """None: it takes requests, if it is healthy."""
     picks: int
     breaker: BreakerShown
     last_error: str | None
@@ -149,6 +165,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[ProcessView, ...]
     workers_total: int
     workers_healthy: int
+    draining: tuple[WorkerView, ...]
+    """Those that get no new requests; removed ones as long as they have some."""
     in_flight: int
     connections: int
     buffered_bytes: int
@@ -259,8 +277,19 @@ class ControlPort(Protocol):
 
     async def patch_worker(self, key: str, patch: WorkerPatch) -> WorkerView: ...
 
-    async def remove_worker(self, key: str) -> WorkerView:
-        """When it returns, no shard picks it any more.
+    async def drain_worker(self, key: str, deadline_s: float | None, then: Literal["close", "keep"]) -> WorkerView:
+        """When it returns, no shard picks it any more, until it is undrained. 404 `WORKER_NOT_FOUND`.
+
+        After `deadline_s` what still runs there is ended (`close`) or left alone; 500 `STATE_NOT_SAVED`: not drained.
+        """
+        ...
+
+    async def undrain_worker(self, key: str) -> WorkerView:
+        """409 `WORKER_DRAINING` for one that was removed."""
+        ...
+
+    async def remove_worker(self, key: str, deadline_s: float | None = None) -> WorkerView:
+        """When it returns, no shard picks it any more. What runs there may end, for `deadline_s` if that is given.
 
         409 `WORKER_DECLARED_IN_FILE` (names the path) if a file owns it.
         """

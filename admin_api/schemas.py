@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from pointsman.admin_api.answers import bad_request
 from pointsman.admin_api.ports import (
@@ -47,6 +47,7 @@ LEFT_ASIDE = (
 """Known to SGLang's gateways (generations 2 and 3), without effect here."""
 
 MAX_RECORD_MINUTES = 24 * 60
+MAX_DRAIN_S = 7 * 86_400
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -162,6 +163,20 @@ class PatchBody(Capacity):
         )
 
 
+class DrainBody(_Strict):
+    """POST /workers/ID/drain"""
+
+    deadline_s: float | None = Field(default=None, ge=0, le=MAX_DRAIN_S)
+    then: Literal["close", "keep"] = "close"
+
+    @field_validator("then")
+    @classmethod
+    def _needs_deadline(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("deadline_s") is None and "deadline_s" in info.data:
+            raise ValueError("is what happens at the deadline: give deadline_s, too")
+        return value
+
+
 class RecordBody(_Strict):
     """POST /record"""
 
@@ -190,6 +205,11 @@ def read_explain(data: bytes) -> ExplainRequest:
         return ExplainRequest(request=value)
     body = check(value, ExplainBody)
     return ExplainRequest(request=body.request, path=body.path, headers=body.headers, profile=body.profile)
+
+
+def read_drain(data: bytes) -> DrainBody:
+    """An empty body will do. Raises RequestError 400 with all defects."""
+    return check(_parse(data), DrainBody) if data.strip() else DrainBody()
 
 
 def read_body(data: bytes, model: type[Body]) -> Body:

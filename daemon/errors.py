@@ -180,6 +180,19 @@ def _try_again(status: int, code: str, message: str, retry_after_s: float, fault
     return RequestError(status, code, message, fault=fault, type=kind, retryable=True, headers=headers)
 
 
+def worker_drained(url: str) -> RequestError:
+    message = f"the worker {url} is taken out of service, and its time to finish is over"
+    return RequestError(
+        503,
+        "worker_drained",
+        message,
+        fault=Fault.GATEWAY,
+        type="server_error",
+        retryable=True,
+        headers=(("Retry-After", "1"),),
+    )
+
+
 def connect_failed(detail: str) -> RequestError:
     return RequestError(502, "worker_connect_failed", detail, fault=Fault.WORKER, type="server_error", retryable=True)
 

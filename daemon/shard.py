@@ -90,6 +90,17 @@ class Shard:
     def _beat(self) -> None:
         self.segment.beat(self.index)
         self.loop.call_later(HEARTBEAT_S, self._beat)
+        self._end_drained()
+
+    def _end_drained(self) -> None:
+        """What still runs at workers whose drain has come to its deadline. Nobody has to tell us."""
+        slots = self.segment.words.closing(self.index, int(self.context.now() * 1000))
+        if not slots:
+            return
+        for connection in list(self.context.connections):
+            exchange = connection.exchange
+            if exchange is not None and exchange.booked is not None and exchange.booked.slot in slots:
+                exchange.end_drained()
 
     def _sweep(self) -> None:
         now = self.context.now()

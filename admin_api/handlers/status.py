@@ -20,7 +20,9 @@ POST   /workers               {{"url": "http://HOST:PORT", "models": […], "wei
 GET    /workers/ID            ID is the worker's id, or its URL (percent-encoded)
 PATCH  /workers/ID            weight, labels, models, api_key, prompt_tokens_min, prompt_tokens_max, kv_tokens
 PUT    /workers/ID            as POST, with the same url
-DELETE /workers/ID            no more picks; running requests end
+DELETE /workers/ID            no more picks; running requests end. ?deadline_s=60: then they are ended  ?force=1: now
+POST   /workers/ID/drain      {{"deadline_s": 60, "then": "close"|"keep"}}: no new ones; what runs is ended then, or not
+POST   /workers/ID/undrain    requests again
 POST   /workers/ID/forget     its engine's prefix cache is gone (flushed by hand, say)
 GET    /workers/ID/why        ?last=10m: what went there, and why
 POST   /explain               a request body, or {{"request": {{…}}, "headers": {{…}}, "profile": NAME or draft}}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from aiohttp import web
 
 from pointsman.admin_api import views
 from pointsman.admin_api.answers import answer, bad_request
 from pointsman.admin_api.ports import ControlPort, WorkerView
 from pointsman.admin_api.queries import check_parameters
-from pointsman.admin_api.schemas import PatchBody, WorkerBody, read_body
+from pointsman.admin_api.schemas import MAX_DRAIN_S, PatchBody, WorkerBody, read_body, read_drain
 from pointsman.config.worker_urls import canonical_url
 
 _STATES = ("draining", "all")
 _QUERY = ("model", "state")
+_REMOVAL = ("deadline_s", "force")
 
 
 class WorkerHandlers:
@@ -24,6 +27,8 @@ class WorkerHandlers:
         return [
             web.post("/workers", self.add),
             web.post(f"{one}/forget", self.forget),
+            web.post(f"{one}/drain", self.drain),
+            web.post(f"{one}/undrain", self.undrain),
             web.get("/workers", self.get_all),
             web.get(one, self.get),
             web.put(one, self.replace),
@@ -71,9 +76,20 @@ class WorkerHandlers:
         view = await self._port.forget_worker(_key(request))
         return answer(views.accepted(view, f"Nothing is believed to be cached at worker {view.url} any more"))
 
+    async def drain(self, request: web.Request) -> web.Response:
+        body = read_drain(await request.read())
+        view = await self._port.drain_worker(_key(request), body.deadline_s, body.then)
+        left = _left(view.in_flight, body.deadline_s, body.then)
+        return answer(views.accepted(view, f"Worker {view.url} gets no new requests{left}"), status=202)
+
+    async def undrain(self, request: web.Request) -> web.Response:
+        view = await self._port.undrain_worker(_key(request))
+        return answer(views.accepted(view, f"Worker {view.url} gets requests again when it is healthy ({view.status})"))
+
     async def remove(self, request: web.Request) -> web.Response:
-        view = await self._port.remove_worker(_key(request))
-        left = f"; {view.in_flight} running requests go on" if view.in_flight else ""
+        deadline_s = _removal_deadline(request)
+        view = await self._port.remove_worker(_key(request), deadline_s)
+        left = _left(view.in_flight, deadline_s, "close")
         return answer(views.accepted(view, f"Worker {view.url} was removed{left}"), status=202)
 
 
@@ -89,6 +105,38 @@ def _key(request: web.Request) -> str:
         return canonical_url(key) if "://" in key else key
     except ValueError:
         return key  # no worker has that name either: the port answers 404
+
+
+def _left(in_flight: int, deadline_s: float | None, then: str) -> str:
+    """What becomes of the requests that run there."""
+    if not in_flight:
+        return ""
+    if deadline_s is None or then == "keep":
+        return f"; {in_flight} running requests go on"
+    return (
+        f"; {in_flight} running requests have {deadline_s:g} s" if deadline_s else f"; {in_flight} requests are ended"
+    )
+
+
+def _removal_deadline(request: web.Request) -> float | None:
+    """Seconds that running requests have; None: as long as they need."""
+    check_parameters(request, _REMOVAL)
+    force, text = request.query.get("force"), request.query.get("deadline_s")
+    if force not in (None, "", "0", "1", "false", "true"):
+        raise bad_request(f"force: expected 1 or 0, got {force[:60]!r}")
+    if force in ("", "1", "true"):
+        if text is not None:
+            raise bad_request("force ends running requests at once: leave deadline_s out")
+        return 0.0
+    if text is None:
+        return None
+    try:
+        deadline_s = float(text)
+    except ValueError:
+        deadline_s = math.nan
+    if not 0 <= deadline_s <= MAX_DRAIN_S:
+        raise bad_request(f"deadline_s: expected 0 to {MAX_DRAIN_S} seconds, got {text[:60]!r}")
+    return deadline_s
 
 
 def _query(request: web.Request) -> tuple[str | None, str | None]:

@@ -8,6 +8,7 @@ from typing import Any
 from pointsman.daemon.cli.arguments import Parser
 from pointsman.daemon.cli.client import AdminClient, add_arguments, perform, print_json
 from pointsman.daemon.cli.terminal import duration, paint, plain, size, table
+from pointsman.daemon.cli.workers import draining
 from pointsman.daemon.errors import EXIT_OK
 
 _PROCESS_HEADS = ("PROCESS", "STATE", "PID", "UP", "RESTARTS", "GENERATION", "HEARTBEAT")
@@ -38,6 +39,7 @@ def describe(status: dict[str, Any], workers: list[dict[str, Any]], now: float) 
         _figures(status, now),
         _processes(status["processes"]),
         _workers(status, workers),
+        "\n".join(draining(status["draining"], now)),
     )
     return "\n\n".join(section for section in sections if section)
 

@@ -1,10 +1,12 @@
-"""`pointsman workers [list|add|remove|why|forget]`"""
+"""`pointsman workers [list|add|remove|drain|undrain|why|forget]`"""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -12,11 +14,12 @@ from urllib.parse import quote, urlencode
 from pointsman.config.nearest import closest
 from pointsman.daemon.cli.arguments import Parser
 from pointsman.daemon.cli.client import AdminClient, add_arguments, perform, print_json
-from pointsman.daemon.cli.terminal import plain, table
+from pointsman.daemon.cli.terminal import duration, plain, table
 from pointsman.daemon.errors import EXIT_OK
 
-_HEADS = ("WORKER", "STATUS", "TYPE", "MODELS", "WEIGHT", "IN FLIGHT", "PICKS", "FROM", "LAST ERROR")
-_EPILOG = "Actions: list (the default), add URL, remove, why, forget ID|URL; each has its own --help."
+_HEADS = ("WORKER", "STATUS", "TYPE", "MODELS", "WEIGHT", "IN FLIGHT", "OLDEST", "PICKS", "FROM", "LAST ERROR")
+_EPILOG = "Actions: list (the default), add URL, remove, drain, undrain, why, forget ID|URL; each has its own --help."
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def run(argv: list[str]) -> int:
@@ -40,9 +43,9 @@ def _list(argv: list[str]) -> int:
     add_arguments(parser)
     parser.add_argument("--model", help="only those that serve it")
     parser.add_argument(
-        "--state", choices=("draining", "all"), help="the removed ones whose requests still run, or all"
+        "--state", choices=("draining", "all"), help="those that get no new requests, also removed ones, or all"
     )
-    parser.add_argument("action", nargs="*", metavar="list|add|remove|why|forget")
+    parser.add_argument("action", nargs="*", metavar="list|add|remove|drain|undrain|why|forget")
     arguments = parser.parse(argv)
     if arguments.action:
         unknown = arguments.action[0]
@@ -72,13 +75,33 @@ def _describe(workers: list[dict[str, Any]]) -> str:
             ", ".join(worker["models"]) or "any",
             f"{worker['weight']:g}",
             worker["in_flight"],
+            "" if worker["oldest_s"] is None else duration(worker["oldest_s"]),
             worker["picks"],
             worker["source_path"] or worker["source"],
             worker["last_error"] or "",
         )
         for worker in workers
     ]
-    return table(_HEADS, rows)
+    return "\n".join([table(_HEADS, rows), *draining(workers, time.time())])
+
+
+def draining(workers: Iterable[dict[str, Any]], now: float) -> list[str]:
+    """A line for each that drains: how far it is, and what happens next. `now` in Unix seconds."""
+    return [f"{plain(worker['url'])} {_progress(worker, now)}" for worker in workers if worker["drain"]]
+
+
+def _progress(worker: dict[str, Any], now: float) -> str:
+    drain, left = worker["drain"], worker["in_flight"]
+    how = "was removed" if drain["is_removed"] else f"has drained for {duration(now - drain['since'])}"
+    if not left:
+        return f"{how}: nothing runs there"
+    oldest = "" if worker["oldest_s"] is None else f", the oldest for {duration(worker['oldest_s'])}"
+    if drain["deadline"] is None:
+        return f"{how}: {left} in flight{oldest}"
+    ends = drain["deadline"] - now
+    what = "ended" if drain["then"] == "close" else "left alone"
+    when = f"in {duration(ends)}" if ends > 0 else f"since {duration(-ends)} ago"
+    return f"{how}: {left} in flight{oldest}; {what} {when}"
 
 
 # --- add
@@ -150,20 +173,72 @@ def _api_key(parser: Parser, file: str | None) -> str | None:
 
 
 def _remove(argv: list[str]) -> int:
-    parser = Parser("workers remove", "Stop sending requests to a worker; those that run there end in peace.")
+    parser = Parser("workers remove", "Stop sending requests to a worker and forget it; those that run there may end.")
     add_arguments(parser)
     parser.add_argument("worker", metavar="ID|URL")
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument("--deadline", metavar="TIME", help="what runs there after it is ended: 90s, 10m, 2h")
+    ends.add_argument("--force", action="store_true", help="what runs there is ended now")
     arguments = parser.parse(argv)
+    asked = {"deadline_s": _seconds(parser, arguments.deadline), "force": "1" if arguments.force else None}
+    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    path = f"/workers/{quote(arguments.worker, safe='')}"
+    return _change("workers remove", arguments, "DELETE", f"{path}?{query}" if query else path)
 
+
+def _seconds(parser: Parser, text: str | None) -> float | None:
+    """Of `90s`, `10m`, `2h`, or a number of seconds."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], _UNITS_S[text[-1]]) if text[-1:] in _UNITS_S else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        parser.error(f"--deadline: expected a time like 90s, 10m or 2h, got {text!r}")
+    return seconds
+
+
+def _change(
+    command: str, arguments: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None
+) -> int:
     def work(client: AdminClient) -> int:
-        answer = client.ask("DELETE", f"/workers/{quote(arguments.worker, safe='')}").value
+        answer = client.ask(method, path, body).value
         if arguments.json:
             print_json(answer)
         else:
             print(plain(answer["message"]))
         return EXIT_OK
 
-    return perform("workers remove", arguments, work)
+    return perform(command, arguments, work)
+
+
+# --- drain, undrain
+
+
+def _drain(argv: list[str]) -> int:
+    parser = Parser("workers drain", "Send no new requests to a worker, until `workers undrain`; it stays a worker.")
+    add_arguments(parser)
+    parser.add_argument("worker", metavar="ID|URL")
+    parser.add_argument("--deadline", metavar="TIME", help="for what runs there to end: 90s, 10m, 2h (default: none)")
+    parser.add_argument(
+        "--then", choices=("close", "keep"), help="what runs there at the deadline is ended, or left (default: close)"
+    )
+    arguments = parser.parse(argv)
+    if arguments.then and arguments.deadline is None:
+        parser.error("--then is what happens at the deadline: give --deadline, too")
+    asked = {"deadline_s": _seconds(parser, arguments.deadline), "then": arguments.then}
+    body = {name: value for name, value in asked.items() if value is not None}
+    return _change("workers drain", arguments, "POST", f"/workers/{quote(arguments.worker, safe='')}/drain", body)
+
+
+def _undrain(argv: list[str]) -> int:
+    parser = Parser("workers undrain", "Send requests to a drained worker again.")
+    add_arguments(parser)
+    parser.add_argument("worker", metavar="ID|URL")
+    arguments = parser.parse(argv)
+    return _change("workers undrain", arguments, "POST", f"/workers/{quote(arguments.worker, safe='')}/undrain")
 
 
 # --- forget
@@ -174,16 +249,7 @@ def _forget(argv: list[str]) -> int:
     add_arguments(parser)
     parser.add_argument("worker", metavar="ID|URL")
     arguments = parser.parse(argv)
-
-    def work(client: AdminClient) -> int:
-        answer = client.ask("POST", f"/workers/{quote(arguments.worker, safe='')}/forget").value
-        if arguments.json:
-            print_json(answer)
-        else:
-            print(plain(answer["message"]))
-        return EXIT_OK
-
-    return perform("workers forget", arguments, work)
+    return _change("workers forget", arguments, "POST", f"/workers/{quote(arguments.worker, safe='')}/forget")
 
 
 # --- why
@@ -248,6 +314,8 @@ _ACTIONS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "add": _add,
     "remove": _remove,
+    "drain": _drain,
+    "undrain": _undrain,
     "why": _why,
     "forget": _forget,
 }

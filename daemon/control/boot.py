@@ -213,6 +213,7 @@ class Control:
         self._channel.on("drain", lambda *_: self._vital.spawn("drain", self._drain()))
         self._vital.keep("publisher", self._publisher.run)
         self._prober.track(self._registry.live())
+        service.catalog.enforce_drains(self._registry.draining())
         self._is_filled.set()
         await self._publish_first()
         if last is None or welcome.stands_by:  # the segment knows of no worker whether it is up
@@ -230,6 +231,8 @@ class Control:
             changes = await restore.declare_stored(self._registry, self._locator, self._state)
             with suppress(NotPublished):  # tried again below
                 await service.catalog.settle(changes)
+            self._registry.recall_drains(self._state.load().drains)
+            service.catalog.enforce_drains(self._registry.live())
         if last is None or welcome.stands_by:
             await self._recall()
         self._background.keep("saved state", self._saver.run)

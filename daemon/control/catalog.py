@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from pointsman.admin_api.ports import WorkerPatch, WorkerRequest, WorkerView
 from pointsman.config.load import DeclaredWorker
@@ -19,8 +20,8 @@ from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.address import AddressRefused, parse
 from pointsman.daemon.workers.locate import Locator, Wanted
 from pointsman.daemon.workers.prober import Prober
-from pointsman.daemon.workers.registry import Changes, Registry, Worker
-from pointsman.daemon.workers.state import StoredWorker, WorkerState
+from pointsman.daemon.workers.registry import Changes, Drain, Registry, Worker
+from pointsman.daemon.workers.state import VERSION, Stored, StoredWorker, WorkerState
 
 FIRST_PROBE_S = 2.0
 MAX_WEIGHT = 1_000_000
@@ -37,8 +38,9 @@ class Catalog:
         publisher: Publisher,
         state: WorkerState,
         workers_file: str | None,
-        removed: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
+        self._routing = routing
         self._segment = routing.segment
         self._resilience = SharedResilience(routing, -1)
         self._registry = registry
@@ -47,7 +49,7 @@ class Catalog:
         self._publisher = publisher
         self._state = state
         self._workers_file = workers_file
-        self._removed = removed
+        self._drains_changed = changed
         self._disk = asyncio.Lock()
 
     # --- the admin API
@@ -108,9 +110,12 @@ class Catalog:
             raise
         return self.view(worker)
 
-    async def remove(self, key: str) -> WorkerView:
+    async def remove(self, key: str, deadline_s: float | None) -> WorkerView:
         worker = self._registry.remove(self._key(key))
         self._let_go([worker])
+        if deadline_s is not None:
+            worker.drain = _drain(deadline_s, "close")
+        self.enforce_drains([worker])
         try:
             await self._save()
         finally:
@@ -118,11 +123,28 @@ class Catalog:
         log("worker_removed", worker=worker.url, id=worker.id, slot=worker.slot)
         return self.view(worker)
 
+    async def drain(self, key: str, deadline_s: float | None, then: Literal["close", "keep"]) -> WorkerView:
+        """From here on no pick on any shard takes the worker. What it is told now replaces what it was told before."""
+        worker = self.find(key)
+        before = worker.drain
+        self._registry.drain(worker.id, _drain(deadline_s, then))
+        await self._enforce_and_save(worker, before)
+        log("worker_drains", worker=worker.url, deadline_s=deadline_s, then=then)
+        return self.view(worker)
+
+    async def undrain(self, key: str) -> WorkerView:
+        worker = self.find(key)
+        before = worker.drain
+        self._registry.undrain(worker.id)
+        await self._enforce_and_save(worker, before)
+        log("worker_undrained", worker=worker.url)
+        return self.view(worker)
+
     def list(self, *, state: str | None, model: str | None) -> list[WorkerView]:
         if state is not None and state not in STATES:
             raise _bad_request(f"state is one of {', '.join(STATES)}")
-        workers = self._registry.leaving() if state == "draining" else self._registry.live()
-        views = [self.view(worker) for worker in workers]
+        workers = self._registry.draining() if state == "draining" else self._registry.live()
+        views = self._views(workers)
         return [view for view in views if state in (None, view.status) and (model is None or model in view.models)]
 
     def find(self, key: str) -> Worker:
@@ -138,10 +160,23 @@ class Catalog:
         return self._resilience.follow(self._publisher.current.shared)
 
     def view(self, worker: Worker) -> WorkerView:
+        return self._views([worker])[0]
+
+    def _views(self, workers: Iterable[Worker]) -> Sequence[WorkerView]:
         clock = Clock(time.time(), time.monotonic())
-        breaker = self.resilience.view(worker.slot, clock.monotonic)
-        health = self._prober.health(worker)
-        return worker_view(worker, self._segment, breaker, health, self._workers_file, clock)
+        resilience, oldest = self.resilience, self._routing.oldest_starts()
+        return [
+            worker_view(
+                worker,
+                self._segment,
+                resilience.view(worker.slot, clock.monotonic),
+                self._prober.health(worker),
+                oldest[worker.slot],
+                self._workers_file,
+                clock,
+            )
+            for worker in workers
+        ]
 
     # --- reloads
 
@@ -151,14 +186,38 @@ class Catalog:
         self._let_go(changes.removed)
         await self._publisher.publish()
 
+    def enforce_drains(self, workers: Iterable[Worker]) -> None:
+        """What the registry says of their drains goes into shared memory, where shards see it, and its end, alone."""
+        now_wall, now = time.time(), time.monotonic()
+        for worker in workers:
+            drain = worker.drain or Drain()
+            if worker.is_draining:
+                self._segment.set_status(worker.slot, STATUS_DRAINING)
+            close_by = drain.by if drain.then == "close" else None
+            self._segment.set_close_at(worker.slot, None if close_by is None else now + close_by - now_wall)
+            if not worker.is_draining:
+                self._prober.release(worker)
+            self._drains_changed()
+
     # --- parts
+
+    async def _enforce_and_save(self, worker: Worker, before: Drain | None) -> None:
+        """Raises RequestError 500 when it cannot be kept; it is then taken back."""
+        self.enforce_drains([worker])
+        try:
+            await self._save()
+        except RequestError:
+            worker.drain = before
+            if self._registry.has(worker):  # else its slot may be another's by now
+                self.enforce_drains([worker])
+            raise
 
     def _let_go(self, workers: Iterable[Worker]) -> None:
         """From here on no pick on any shard takes them, even before the next generation leaves them out."""
         for worker in workers:
             self._prober.forget(worker)
             self._segment.set_status(worker.slot, STATUS_DRAINING)
-            self._removed()
+            self._drains_changed()
 
     async def _take_back(self, worker: Worker) -> None:
         if not worker.is_leaving:
@@ -169,9 +228,10 @@ class Catalog:
     async def _save(self) -> None:
         """The latest state of all workers of the API, whoever asks. Raises RequestError 500."""
         async with self._disk:
-            stored = [
+            workers = tuple(
                 StoredWorker(worker.id, worker.address, declared) for worker, declared in self._registry.held_by("api")
-            ]
+            )
+            stored = Stored(VERSION, workers, self._registry.drains())
             try:
                 await asyncio.to_thread(self._state.save, stored)
             except OSError as error:
@@ -185,6 +245,10 @@ class Catalog:
             return parse(key).url
         except AddressRefused:
             return key
+
+
+def _drain(deadline_s: float | None, then: Literal["close", "keep"]) -> Drain:
+    return Drain() if deadline_s is None else Drain(time.time() + deadline_s, then)
 
 
 def _declared(request: WorkerRequest) -> DeclaredWorker:

@@ -1,4 +1,4 @@
-"""Gives the slots of removed workers back, once their last request has ended."""
+"""Waits for the last requests of workers that drain: says so in the log, and gives the slots of removed ones back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pointsman.config.snapshot import Snapshot
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.logs import log
-from pointsman.daemon.workers.registry import Registry
+from pointsman.daemon.workers.registry import Registry, Worker
 
 TURN_S = 0.1
 LOOKS = 2
@@ -25,21 +25,28 @@ class Drainer:
         self._current = current
         self._freed = freed
         self._empty_looks: dict[int, int] = {}
+        self._drained: set[str] = set()
+        """ids of live workers that were seen empty since they drain"""
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """A worker was removed."""
+        """A worker was removed or drained, or is so no longer."""
         self._wake.set()
 
     async def run(self) -> None:
         while True:
-            if not self._waiting():
+            if not (self._waiting() or self._draining()):
                 await self._wake.wait()
             self._wake.clear()
             await asyncio.sleep(TURN_S)
             self.look()
 
     def look(self) -> None:
+        self._drained &= {worker.id for worker in self._registry.draining()}
+        for worker in self._draining():
+            if self._segment.inflight(worker.slot) == 0:
+                self._drained.add(worker.id)
+                log("worker_drained", worker=worker.url)
         in_force = {spec.slot for spec in self._current().workers}
         for slot in self._waiting() - in_force:
             looks = self._empty_looks.get(slot, 0) + 1 if self._segment.inflight(slot) == 0 else 0
@@ -49,6 +56,10 @@ class Drainer:
 
     def _waiting(self) -> set[int]:
         return {worker.slot for worker in self._registry.leaving()} | self._registry.orphans
+
+    def _draining(self) -> list[Worker]:
+        """Live workers that still have, or may have, requests."""
+        return [one for one in self._registry.draining() if not one.is_leaving and one.id not in self._drained]
 
     def _release(self, slot: int) -> None:
         if not self._state.clear_worker(slot):

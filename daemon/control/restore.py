@@ -3,6 +3,8 @@ former control process had published, so that neither a restart nor a crash rena
 
 from __future__ import annotations
 
+import time
+
 from pointsman.config.load import DeclaredWorker
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import Snapshot, WorkerSpec
@@ -13,7 +15,7 @@ from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.address import parse
 from pointsman.daemon.workers.locate import Locator, Wanted, declared
-from pointsman.daemon.workers.registry import Candidate, Changes, Registry, SlotsExhausted
+from pointsman.daemon.workers.registry import Candidate, Changes, Drain, Registry, SlotsExhausted
 from pointsman.daemon.workers.state import WorkerState
 
 
@@ -38,14 +40,22 @@ async def fill(
         raise ConfigErrors(list(reloader.errors))
     if last is not None and reloader.is_workers_file_bad:
         _keep_last_good(registry)
+    registry.recall_drains(state.load().drains)
     for worker in registry.forget_remembered(parse):
         segment.set_status(worker.slot, at.STATUS_DRAINING)
+        worker.drain = drain_in(segment, worker.slot)
     _adopt_orphans(segment, registry)
+
+
+def drain_in(segment: Segment, slot: int) -> Drain:
+    """What the segment knows of it, for a worker that left under a former control process."""
+    close_at_s = segment.close_at_s(slot)
+    return Drain() if close_at_s is None else Drain(time.time() + close_at_s - time.monotonic(), "close")
 
 
 async def declare_stored(registry: Registry, locator: Locator, state: WorkerState) -> Changes:
     """Raises SlotsExhausted or StateError."""
-    located = await locator.locate([Wanted(one.worker, one.id, one.address) for one in state.load()])
+    located = await locator.locate([Wanted(one.worker, one.id, one.address) for one in state.load().workers])
     for worker, reason in located.refused:
         log("worker_dropped", level="error", worker=worker.url, source="api", reason=reason)
     return registry.declare("api", located.candidates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pointsman.admin_api.ports import (
     ConfigView,
@@ -79,8 +79,14 @@ class ControlService:
     async def patch_worker(self, key: str, patch: WorkerPatch) -> WorkerView:
         return await self.catalog.patch(key, patch)
 
-    async def remove_worker(self, key: str) -> WorkerView:
-        return await self.catalog.remove(key)
+    async def drain_worker(self, key: str, deadline_s: float | None, then: Literal["close", "keep"]) -> WorkerView:
+        return await self.catalog.drain(key, deadline_s, then)
+
+    async def undrain_worker(self, key: str) -> WorkerView:
+        return await self.catalog.undrain(key)
+
+    async def remove_worker(self, key: str, deadline_s: float | None = None) -> WorkerView:
+        return await self.catalog.remove(key, deadline_s)
 
     async def forget_worker(self, key: str) -> WorkerView:
         worker = self.catalog.find(key)
@@ -141,6 +147,7 @@ class ControlService:
             processes=process_views(segment, clock, has_batches=self.settings.batch_store is not None),
             workers_total=len(workers),
             workers_healthy=sum(worker.is_healthy for worker in workers),
+            draining=tuple(self.catalog.list(state="draining", model=None)),
             in_flight=sum(map(segment.inflight, slots)),
             connections=segment.gauge_total(at.G_CONNECTIONS),
             buffered_bytes=segment.gauge_total(at.G_BUFFERED_BYTES),

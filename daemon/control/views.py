@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isinf
 from typing import Literal
 
-from pointsman.admin_api.ports import AdmissionShown, BreakerShown, ProcessView, WorkerStatus, WorkerView
+from pointsman.admin_api.ports import AdmissionShown, BreakerShown, DrainShown, ProcessView, WorkerStatus, WorkerView
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.resilience.breaker import BreakerView, State
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.workers.health import Health
-from pointsman.daemon.workers.registry import Worker
+from pointsman.daemon.workers.registry import Drain, Worker
 
 _STATUS: dict[int, WorkerStatus] = {
     at.STATUS_FREE: "pending",
@@ -49,10 +50,12 @@ def worker_view(
     segment: Segment,
     breaker: BreakerView,
     health: Health | None,
+    oldest_start_s: float,
     workers_file: str | None,
     clock: Clock,
 ) -> WorkerView:
-    status = "draining" if worker.is_leaving else _STATUS[segment.status(worker.slot)]
+    """`oldest_start_s`: of its oldest request, in seconds of the monotonic clock; inf = it has none."""
+    status = "draining" if worker.is_draining else _STATUS[segment.status(worker.slot)]
     declared = worker.declared
     return WorkerView(
         id=worker.id,
@@ -73,11 +76,23 @@ def worker_view(
         since=segment.status_since_ms(worker.slot) / 1000,
         in_flight=segment.inflight(worker.slot),
         in_flight_bytes=segment.total(worker.slot, at.L_INFLIGHT_BYTES),
+        oldest_s=None if isinf(oldest_start_s) else round(max(clock.monotonic - oldest_start_s, 0.0), 3),
+        drain=_drain_shown(worker, segment) if worker.is_draining else None,
         picks=segment.total(worker.slot, at.L_PICKS),
         breaker=breaker_shown(breaker, clock),
         last_error=health.last_error if health else None,
         last_probe=clock.wall_of(health.last_probe) if health else None,
         next_probe=clock.wall_of(health.next_probe) if health else None,
+    )
+
+
+def _drain_shown(worker: Worker, segment: Segment) -> DrainShown:
+    drain = worker.drain or Drain()
+    return DrainShown(
+        since=segment.status_since_ms(worker.slot) / 1000,
+        deadline=None if drain.by is None else round(drain.by, 3),
+        then=drain.then,
+        is_removed=worker.is_leaving,
     )
 
 

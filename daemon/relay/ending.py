@@ -10,4 +10,6 @@ class Ending(StrEnum):
     WORKER_BROKE = "worker_broke"
     CLIENT_LEFT = "client_left"
     TIMEOUT = "timeout"
+    DRAINED = "drained"
+    """its worker was drained, and the deadline of that is over"""
     SHUTDOWN = "shutdown"

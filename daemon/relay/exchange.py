@@ -39,6 +39,7 @@ from pointsman.daemon.errors import (
     model_not_found,
     no_worker,
     rate_limited,
+    worker_drained,
     worker_timeout,
 )
 from pointsman.daemon.relay.aborting import abort_request
@@ -708,6 +709,11 @@ class Exchange:
     def shut_down(self) -> None:
         """The daemon's grace is over."""
         self._finish_with(no_worker("the gateway is shutting down"), Ending.SHUTDOWN, NEUTRAL)
+
+    def end_drained(self) -> None:
+        """Its worker's drain has come to its deadline."""
+        assert self.worker is not None
+        self._finish_with(worker_drained(self.worker.url), Ending.DRAINED, NEUTRAL)
 
     def _finish_with(self, error: RequestError, ending: Ending, verdict: int) -> None:
         if self.head is None:

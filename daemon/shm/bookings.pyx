@@ -338,6 +338,27 @@ cdef class Bookings:
     def in_flight(self, int64_t worker) -> int:
         return self._worker(worker)[W_IN_FLIGHT]
 
+    def note_oldest(self, int64_t shard, starts):
+        """Lowers `starts` (a writable buffer, a double per worker slot) to when the worker's oldest request on `shard`
+        was booked. Goes through all bookings of the shard: for people who ask, not for picks."""
+        cdef Py_buffer view
+        cdef int64_t number
+        cdef int64_t *booking
+        cdef double *oldest
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"no shard {shard}")
+        PyObject_GetBuffer(starts, &view, PyBUF_WRITABLE)
+        try:
+            if view.len < self.workers * <int64_t> sizeof(double):
+                raise ValueError("the buffer has less than 8 bytes per worker slot")
+            oldest = <double *> view.buf
+            for number in range(shard * self.per_shard, (shard + 1) * self.per_shard):
+                booking = self._booking(number)
+                if booking[B_STATE] != FREE:
+                    oldest[booking[B_WORKER]] = fmin(oldest[booking[B_WORKER]], (<double *> booking)[B_STARTED_S])
+        finally:
+            PyBuffer_Release(&view)
+
     def tokens(self, int64_t worker) -> int:
         """Prompt tokens in flight."""
         return self._worker(worker)[W_TOKENS]

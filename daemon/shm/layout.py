@@ -60,6 +60,7 @@ PROCESS_DOWN, PROCESS_BOOTING, PROCESS_READY, PROCESS_DRAINING = range(4)
 # worker row
 WORKER_WORDS = 8
 W_STATUS, W_SINCE_MS = range(2)
+W_CLOSE_AT_MS = 2  # from then on shards end what runs at it: milliseconds of the monotonic clock, 0 = never
 
 # worker status
 STATUS_FREE, STATUS_PENDING, STATUS_UP, STATUS_DOWN, STATUS_DRAINING = range(5)

@@ -61,6 +61,7 @@ cdef enum:
 cdef int64_t STATUS_UP = _layout.STATUS_UP
 cdef int64_t LOAD_WORDS = _layout.LOAD_WORDS
 cdef int64_t WORKER_WORDS = _layout.WORKER_WORDS
+cdef int64_t W_CLOSE_AT_MS = _layout.W_CLOSE_AT_MS
 cdef int64_t L_INFLIGHT = _layout.L_INFLIGHT
 cdef int64_t L_INFLIGHT_BYTES = _layout.L_INFLIGHT_BYTES
 cdef int64_t L_PICKS = _layout.L_PICKS
@@ -212,6 +213,16 @@ cdef class Words:
         for shard in range(self.shards):
             sum += word_load(self._load(shard, slot) + word)
         return sum
+
+    def closing(self, int64_t shard, int64_t now_ms) -> list:
+        """Slots whose requests are to end by now, and that have some on this shard."""
+        cdef int64_t slot, close_at
+        cdef list found = []
+        for slot in range(self.slots):
+            close_at = word_load(self.word + self.workers + slot * WORKER_WORDS + W_CLOSE_AT_MS)
+            if close_at and close_at <= now_ms and word_load(self._load(shard, slot) + L_INFLIGHT) > 0:
+                found.append(slot)
+        return found
 
     def survey(self, tuple slots) -> list:
         """For each slot the requests in flight over all shards, or -1 where the worker is not up."""

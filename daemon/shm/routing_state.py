@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.bookings import Bookings
@@ -111,6 +112,18 @@ class RoutingState:
         self.index.put_capacity(slot, 0)
         self.index.remove_worker(slot)
         return True
+
+    def oldest_starts(self) -> array[float]:
+        """By worker slot when its oldest booked request began (seconds of the monotonic clock), inf = there is none.
+
+        A shard whose bookings cannot be read in time is left out. The mutex is held for one shard at a time.
+        """
+        starts = array("d", [inf]) * self.segment.layout.slots
+        for shard in range(self.segment.layout.shards):
+            with self.locked() as held:
+                if held:
+                    self.bookings.note_oldest(shard, starts)
+        return starts
 
     def count_breakers(self) -> None:
         """How many are not closed, for those who ask before every pick. The routing mutex is held."""

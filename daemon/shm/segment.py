@@ -181,6 +181,16 @@ class Segment:
     def status_since_ms(self, slot: int) -> int:
         return self.words.get(self.layout.worker(slot, at.W_SINCE_MS))
 
+    def close_at_s(self, slot: int) -> float | None:
+        """When shards end what runs at the worker, in seconds of the monotonic clock; None: they do not."""
+        close_at_ms = self.words.get(self.layout.worker(slot, at.W_CLOSE_AT_MS))
+        return close_at_ms / 1000 if close_at_ms else None
+
+    def set_close_at(self, slot: int, moment_s: float | None) -> None:
+        """Only for a worker that drains. Shards look several times a second; no other process is needed for it."""
+        close_at_ms = 0 if moment_s is None else max(int(moment_s * 1000), 1)
+        self.words.put(self.layout.worker(slot, at.W_CLOSE_AT_MS), close_at_ms)
+
     def inflight(self, slot: int) -> int:
         return self.words.total(slot, at.L_INFLIGHT)
 

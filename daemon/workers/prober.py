@@ -18,7 +18,7 @@ import msgspec
 
 from pointsman.config.resilience import HealthSection
 from pointsman.config.settings import Settings
-from pointsman.daemon.shm.layout import STATUS_DOWN, STATUS_PENDING, STATUS_UP
+from pointsman.daemon.shm.layout import STATUS_DOWN, STATUS_DRAINING, STATUS_PENDING, STATUS_UP
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.address import AddressRefused, AddressUnknown, Endpoint
@@ -114,12 +114,17 @@ class Prober:
         return patient.health if patient else None
 
     def track(self, workers: list[Worker], delay_s: float = 0.0) -> None:
-        """From now on, the first probe after `delay_s`; one that a former control process knew keeps its status."""
+        """From now on, the first probe after `delay_s`; one that a former control process knew keeps its status.
+
+        A drained worker is asked, too, but the status that everybody goes by stays what it is until `release`.
+        """
         for position, worker in enumerate(workers):
-            status = self._segment.status(worker.slot)
+            status = known = self._segment.status(worker.slot)
             if status not in (STATUS_UP, STATUS_DOWN):
                 status = STATUS_PENDING
-                self._segment.set_status(worker.slot, STATUS_PENDING)
+            shown = STATUS_DRAINING if worker.is_draining else status
+            if shown != known:
+                self._segment.set_status(worker.slot, shown)
             first = self._now() + delay_s + position * START_SPREAD_S
             self._patients[worker.id] = Patient(worker, Health(self._pace, status, next_probe=first))
         if self._companion is not None:
@@ -130,6 +135,12 @@ class Prober:
         self._patients.pop(worker.id, None)
         if self._companion is not None:
             self._companion.forget(worker)
+
+    def release(self, worker: Worker) -> None:
+        """Its drain is lifted: it is what the probes have found meanwhile."""
+        patient = self._patients.get(worker.id)
+        status = patient.health.status if patient else STATUS_PENDING
+        self._segment.set_status(worker.slot, status, expected=STATUS_DRAINING)
 
     async def ask_now(self, worker: Worker, timeout_s: float) -> None:
         """The first probe of a tracked worker, models included, as far as `timeout_s` reaches."""

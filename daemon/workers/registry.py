@@ -5,17 +5,21 @@ Ownership. A worker is known by its URL and held by up to three sources: the com
 strongest holder: file, then api, then flag. A file owns what it declares: the admin API may neither change nor remove
 it, because the next reload would bring it back.
 
+Drains. A worker that is drained gets no new requests, and is not removed: it stays as it is until somebody lifts the
+drain. Whoever declared it, a drain belongs to the API, so a file's worker can be drained, too. A removed worker is
+drained for good.
+
 Slots. A slot belongs to one worker from its registration until its last request has ended. A removed worker is
 therefore kept as `leaving` until somebody who can see shared memory calls `release`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from pointsman.config.load import DeclaredWorker
@@ -33,6 +37,15 @@ STRENGTH: tuple[Source, ...] = ("file", "api", "flag")
 
 class SlotsExhausted(PointsmanError):
     """More workers than `max_workers`; slots of removed workers count until their last request has ended."""
+
+
+class Drain(Struct, frozen=True):
+    """No new requests."""
+
+    by: float | None = None
+    """When those that run are to have ended, in Unix seconds; None: whenever they do."""
+    then: Literal["close", "keep"] = "keep"
+    """What happens to those that have not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,11 @@ class Worker:
     discovered: tuple[str, ...] = ()
     """Models that the engine itself announces."""
     is_leaving: bool = False
+    drain: Drain | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        return self.is_leaving or self.drain is not None
 
     @property
     def url(self) -> str:
@@ -96,6 +114,10 @@ class Registry:
     def leaving(self) -> list[Worker]:
         return list(self._leaving.values())
 
+    def draining(self) -> list[Worker]:
+        """The live ones that are drained, then those that leave."""
+        return [worker for worker in self.live() if worker.is_draining] + self.leaving()
+
     @property
     def orphans(self) -> frozenset[int]:
         """Slots that a former control process left in use by workers of which nothing else is known."""
@@ -103,6 +125,10 @@ class Registry:
 
     def at(self, url: str) -> Worker | None:
         return self._live.get(url)
+
+    def has(self, worker: Worker) -> bool:
+        """Whether it still has its slot."""
+        return self._live.get(worker.url) is worker or self._leaving.get(worker.id) is worker
 
     def find(self, key: str) -> Worker:
         """By id or canonical URL, live ones first. Raises RequestError 404."""
@@ -192,6 +218,32 @@ class Registry:
         self._held[worker.source][worker.url] = changed
         self._settle(worker.url)
         return worker
+
+    # --- drains
+
+    def drain(self, key: str, drain: Drain) -> Worker:
+        """Also one that leaves: its deadline may change. Raises RequestError 404."""
+        worker = self.find(key)
+        worker.drain = drain
+        return worker
+
+    def undrain(self, key: str) -> Worker:
+        """Nothing happens to one that is not drained. Raises RequestError 404, 409."""
+        worker = self.find(key)
+        if worker.is_leaving:
+            message = f"worker {worker.url} is being removed; add it again when it is gone"
+            raise RequestError(409, "WORKER_DRAINING", message, fault=Fault.CLIENT)
+        worker.drain = None
+        return worker
+
+    def drains(self) -> dict[str, Drain]:
+        """Of the live workers, by URL: what is to survive a restart."""
+        return {worker.url: worker.drain for worker in self.live() if worker.drain is not None}
+
+    def recall_drains(self, drains: Mapping[str, Drain]) -> None:
+        """Those and no others; one of a worker that nobody declares any more is of no use."""
+        for worker in self._live.values():
+            worker.drain = drains.get(worker.url)
 
     # --- slots
 

@@ -1,4 +1,4 @@
-"""What survives a restart: the workers that were added by the admin API, with their keys, in the state directory.
+"""What survives a restart: workers that were added by the admin API, with their keys, and drains of any worker.
 
 One file, replaced as a whole, readable by its owner only. A lock on the directory keeps a second daemon away; it is
 the kernel's (flock), so a killed process leaves none behind.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from pointsman.config.load import DeclaredWorker
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.telemetry.logs import log
 from pointsman.daemon.workers.atomic_file import replace_file
+from pointsman.daemon.workers.registry import Drain
 
 FILE_NAME = "workers.state.json"
 LOCK_NAME = "lock"
@@ -37,9 +37,14 @@ class StoredWorker(msgspec.Struct, frozen=True):
     worker: DeclaredWorker
 
 
-class _State(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True):
     version: int
     workers: tuple[StoredWorker, ...]
+    drains: dict[str, Drain] = {}
+    """by URL"""
+
+
+NOTHING = Stored(VERSION, ())
 
 
 class WorkerState:
@@ -74,28 +79,28 @@ class WorkerState:
         os.close(self._lock_fd)
         self._lock_fd = -1
 
-    def load(self) -> tuple[StoredWorker, ...]:
+    def load(self) -> Stored:
         """A file that cannot be understood is moved aside, never in the way of a start. Raises StateError.
 
         Without the lock it is somebody else's file: it is left alone, and the error says what is wrong with it.
         """
         try:
-            state = msgspec.json.decode(self.path.read_bytes(), type=_State)
+            state = msgspec.json.decode(self.path.read_bytes(), type=Stored)
         except FileNotFoundError:
-            return ()
+            return NOTHING
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._move_aside(str(error))
-            return ()
+            return NOTHING
         except OSError as error:
             raise StateError(f"{self.path} cannot be read: {error.strerror}") from None
         if state.version != VERSION:
             self._move_aside(f"version {state.version}, expected {VERSION}")
-            return ()
-        return state.workers
+            return NOTHING
+        return state
 
-    def save(self, workers: Sequence[StoredWorker]) -> None:
+    def save(self, stored: Stored) -> None:
         """Blocks until the disk has it. Raises OSError; the old file is then still whole."""
-        data = msgspec.json.format(msgspec.json.encode(_State(VERSION, tuple(workers))), indent=2) + b"\n"
+        data = msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n"
         replace_file(self.path, data)
 
     def _move_aside(self, reason: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,6 +12,7 @@ from pointsman.admin_api.ports import (
     AdmissionShown,
     BreakerShown,
     ConfigView,
+    DrainShown,
     EngineMetricsView,
     ExplainRequest,
     FanoutRequest,
@@ -78,6 +79,8 @@ def view(request: WorkerRequest, number: int) -> WorkerView:
         since=1_700_000_000.0,
         in_flight=0,
         in_flight_bytes=0,
+        oldest_s=None,
+        drain=None,
         picks=0,
         breaker=BreakerShown(state="closed", since=None, failures_in_a_row=0, requests=0, failures=0, openings=0),
         last_error=None,
@@ -169,8 +172,23 @@ class FakeControlPort:
         self._note("forget", key)
         return self._find(key)
 
-    async def remove_worker(self, key: str) -> WorkerView:
-        self._note("remove", key)
+    async def drain_worker(self, key: str, deadline_s: float | None, then: Literal["close", "keep"]) -> WorkerView:
+        self._note("drain", (key, deadline_s, then))
+        by = None if deadline_s is None else 1_700_000_000.0 + deadline_s
+        shown = DrainShown(since=1_700_000_000.0, deadline=by, then=then, is_removed=False)
+        return self._change(self._find(key), drain=shown, status="draining", is_healthy=False)
+
+    async def undrain_worker(self, key: str) -> WorkerView:
+        self._note("undrain", key)
+        return self._change(self._find(key), drain=None, status="ready", is_healthy=True)
+
+    def _change(self, known: WorkerView, **fields: object) -> WorkerView:
+        changed = msgspec.structs.replace(known, **fields)
+        self.live[self.live.index(known)] = changed
+        return changed
+
+    async def remove_worker(self, key: str, deadline_s: float | None = None) -> WorkerView:
+        self._note("remove", key if deadline_s is None else (key, deadline_s))
         known = self._find(key)
         if known.source == "file":
             raise error(409, "WORKER_DECLARED_IN_FILE", f"{known.url} is declared in {known.source_path}")
@@ -197,6 +215,7 @@ class FakeControlPort:
             processes=(PROCESS,),
             workers_total=len(self.live),
             workers_healthy=sum(known.is_healthy for known in self.live),
+            draining=tuple(known for known in self.live if known.drain is not None),
             in_flight=2,
             connections=5,
             buffered_bytes=4608,

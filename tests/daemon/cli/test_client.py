@@ -382,7 +382,7 @@ def test_a_mistyped_action_names_the_nearest(run: Run) -> None:
 def test_help_names_the_actions(run: Run) -> None:
     result = run(workers.run, "--help")
     assert result.code == 0
-    assert "list (the default), add URL, remove, why, forget ID|URL" in " ".join(result.out.split())
+    assert "list (the default), add URL, remove, drain, undrain, why, forget ID|URL" in " ".join(result.out.split())
 
 
 # --- upgrade
