@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -192,6 +193,10 @@ def test_the_deadline_needs_no_control_process() -> None:
         assert drained not in asked(gate, 10)
 
 
+def shows_a_probe(gate: Gateway, key: str) -> bool:
+    return gate.admin("GET", one(key))[1]["last_probe"] is not None
+
+
 def status_of(gate: Gateway, key: str) -> str:
     try:
         return str(gate.admin("GET", one(key))[1].get("status"))
@@ -224,7 +229,7 @@ def test_a_drain_survives_reload_death_of_control_and_restart(tmp_path: Path) ->
             for url, deadline in before.items():
                 shown = gate.admin("GET", one(url))[1]
                 assert (shown["status"], shown["drain"]["deadline"]) == ("draining", deadline)
-                gate.wait_until("it is asked how it is", lambda url=url: gate.admin("GET", one(url))[1]["last_probe"])
+                gate.wait_until("it is asked how it is", partial(shows_a_probe, gate, url))
                 assert gate.admin("POST", f"{one(url)}/undrain")[0] == 200
             gate.wait_until("all get requests", lambda: {*asked(gate, 10)} == {by_file, by_api, by_flag})
 
