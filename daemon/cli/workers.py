@@ -98,10 +98,12 @@ def _progress(worker: dict[str, Any], now: float) -> str:
     oldest = "" if worker["oldest_s"] is None else f", the oldest for {duration(worker['oldest_s'])}"
     if drain["deadline"] is None:
         return f"{how}: {left} in flight{oldest}"
-    ends = drain["deadline"] - now
-    what = "ended" if drain["then"] == "close" else "left alone"
-    when = f"in {duration(ends)}" if ends > 0 else f"since {duration(-ends)} ago"
-    return f"{how}: {left} in flight{oldest}; {what} {when}"
+    left_s, is_closed = drain["deadline"] - now, drain["then"] == "close"
+    if left_s > 0:
+        what = f"{'ended' if is_closed else 'left alone'} in {duration(left_s)}"
+    else:
+        what = "being ended" if is_closed else f"left alone, {duration(-left_s)} over the deadline"
+    return f"{how}: {left} in flight{oldest}; {what}"
 
 
 # --- add

@@ -249,3 +249,106 @@ async def test_delete_of_a_worker_that_a_file_owns_is_409_with_the_path(client: 
     body = await response.json()
     assert (response.status, body["code"]) == (409, "WORKER_DECLARED_IN_FILE")
     assert "/etc/pointsman/workers.json" in body["error"]
+
+
+# --- drain
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        (None, (None, "close")),
+        ({}, (None, "close")),
+        ({"deadline_s": 60}, (60.0, "close")),
+        ({"deadline_s": 0.5, "then": "keep"}, (0.5, "keep")),
+        ({"deadline_s": 0, "then": "close"}, (0.0, "close")),
+    ],
+)
+async def test_a_drain_is_202_and_shows_where_it_stands(
+    client: Any, port: FakeControlPort, body: Any, asked: tuple[Any, ...]
+) -> None:
+    worker = port.declare(URL, file="/etc/pointsman/workers.json")
+    response = await client.post(f"/workers/{worker.id}/drain", json=body)
+    assert response.status == 202
+    answer = await response.json()
+    assert answer["message"] == f"Worker {URL} gets no new requests"
+    assert (answer["worker"]["status"], answer["worker"]["drain"]["is_removed"]) == ("draining", False)
+    assert ("drain", (worker.id, *asked)) in port.calls
+    listed = (await (await client.get("/status")).json())["draining"]
+    assert [one["url"] for one in listed] == [URL]
+    response = await client.post(f"/workers/{quote(URL, safe='')}/undrain")
+    answer = await response.json()
+    assert (response.status, answer["worker"]["drain"]) == (200, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "; 3 running requests go on"),
+        ({"deadline_s": 60, "then": "keep"}, "; 3 running requests go on"),
+        ({"deadline_s": 60}, "; 3 running requests have 60 s"),
+        ({"deadline_s": 0}, "; 3 requests are ended"),
+    ],
+)
+async def test_a_drain_says_what_becomes_of_running_requests(
+    client: Any, port: FakeControlPort, asked: dict[str, Any], message: str
+) -> None:
+    port.declare(URL, in_flight=3)
+    answer = await (await client.post(f"/workers/{quote(URL, safe='')}/drain", json=asked)).json()
+    assert answer["message"] == f"Worker {URL} gets no new requests{message}"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"deadline_s": -1}, "deadline_s"),
+        ({"deadline_s": "60"}, "deadline_s"),
+        ({"deadline_s": 10**9}, "deadline_s"),
+        ({"deadline_s": 1, "then": "kill"}, "then"),
+        ({"then": "keep"}, "give deadline_s, too"),
+        ({"deadlines": 1}, "deadline_s"),
+    ],
+)
+async def test_a_wrong_drain_is_400_and_nothing_is_drained(
+    client: Any, port: FakeControlPort, body: dict[str, Any], message: str
+) -> None:
+    port.declare(URL)
+    response = await client.post(f"/workers/{quote(URL, safe='')}/drain", json=body)
+    assert response.status == 400
+    assert message in (await response.json())["error"]
+    assert port.calls == []
+
+
+@pytest.mark.parametrize(
+    ("query", "deadline_s"),
+    [
+        ("", None),
+        ("?force=0", None),
+        ("?deadline_s=90", 90.0),
+        ("?force=1", 0.0),
+        ("?force", 0.0),
+        ("?force=true", 0.0),
+    ],
+)
+async def test_delete_may_set_a_deadline_for_what_runs(
+    client: Any, port: FakeControlPort, query: str, deadline_s: float | None
+) -> None:
+    worker = port.declare(URL)
+    assert (await client.delete(f"/workers/{worker.id}{query}")).status == 202
+    assert port.calls == [("remove", worker.id if deadline_s is None else (worker.id, deadline_s))]
+
+
+@pytest.mark.parametrize(
+    "query", ["deadline_s=soon", "deadline_s=-1", "deadline_s=nan", "force=2", "force&deadline_s=1", "forced=1"]
+)
+async def test_delete_with_a_wrong_query_removes_nothing(client: Any, port: FakeControlPort, query: str) -> None:
+    worker = port.declare(URL)
+    response = await client.delete(f"/workers/{worker.id}?{query}")
+    assert response.status == 400, await response.text()
+    assert port.calls == []
+
+
+async def test_saving_what_was_learned(client: Any, port: FakeControlPort) -> None:
+    response = await client.post("/state/snapshot")
+    assert (response.status, (await response.json())["path"]) == (200, "/var/lib/pointsman/routing.state")
+    assert port.calls == [("save_state", None)]

@@ -418,3 +418,84 @@ def test_a_time_that_makes_no_sense_is_refused(server: AdminServer, run: Run, va
     assert result.code == 64
     assert "--timeout" in result.err
     assert server.port.calls == []
+
+
+# --- drain
+
+
+def test_a_drain_and_its_end(server: AdminServer, run: Run) -> None:
+    server.port.declare(URL, in_flight=2)
+    result = run(workers.run, "drain", URL, "--deadline", "2m", "--then", "keep")
+    assert (result.code, result.out) == (0, f"Worker {URL} gets no new requests; 2 running requests go on\n")
+    result = run(workers.run, "drain", URL, "--deadline", "1.5")
+    assert result.out == f"Worker {URL} gets no new requests; 2 running requests have 1.5 s\n"
+    assert run(workers.run, "drain", URL).code == 0
+    result = run(workers.run, "undrain", URL)
+    assert (result.code, result.out) == (0, f"Worker {URL} gets requests again when it is healthy (ready)\n")
+    asked = [call for call in server.port.calls if call[0] in ("drain", "undrain")]
+    assert asked == [
+        ("drain", (URL, 120.0, "keep")),
+        ("drain", (URL, 1.5, "close")),
+        ("drain", (URL, None, "close")),
+        ("undrain", URL),
+    ]
+
+
+def test_a_removal_with_a_deadline(server: AdminServer, run: Run) -> None:
+    for number, argv in enumerate((["--deadline", "90s"], ["--force"], [])):
+        server.port.declare(f"http://10.0.0.{number}:8000")
+        assert run(workers.run, "remove", f"http://10.0.0.{number}:8000", *argv).code == 0
+    removed = [value for name, value in server.port.calls if name == "remove"]
+    assert removed == [("http://10.0.0.0:8000", 90.0), ("http://10.0.0.1:8000", 0.0), "http://10.0.0.2:8000"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["drain", URL, "--deadline", "soon"], "expected a time like 90s"),
+        (["drain", URL, "--deadline", "-1"], "--deadline"),
+        (["drain", URL, "--deadline", "inf"], "expected a time like 90s"),
+        (["drain", URL, "--then", "keep"], "give --deadline, too"),
+        (["drain", URL, "--deadline", "1m", "--then", "kill"], "--then"),
+        (["remove", URL, "--deadline", "1m", "--force"], "not allowed with"),
+        (["drain"], "ID|URL"),
+    ],
+)
+def test_a_wrong_drain_asks_nobody(server: AdminServer, run: Run, argv: list[str], message: str) -> None:
+    result = run(workers.run, *argv)
+    assert result.code == 64
+    assert message in result.err
+    assert server.port.calls == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"in_flight": 0}, "has drained for 1 min: nothing runs there"),
+        ({"in_flight": 2, "oldest_s": 75.0}, "has drained for 1 min: 2 in flight, the oldest for 1 min 15 s"),
+        (
+            {"in_flight": 2, "oldest_s": 5.0, "deadline": 1030.0},
+            "has drained for 1 min: 2 in flight, the oldest for 5 s; ended in 30 s",
+        ),
+        (
+            {"in_flight": 1, "deadline": 990.0, "then": "keep"},
+            "has drained for 1 min: 1 in flight; left alone, 10 s over the deadline",
+        ),
+        ({"in_flight": 1, "is_removed": True}, "was removed: 1 in flight"),
+    ],
+)
+def test_how_far_a_drain_is(fields: dict[str, object], line: str) -> None:
+    drain = {"since": 940.0, "deadline": None, "then": "close", "is_removed": False}
+    drain |= {name: fields[name] for name in drain.keys() & fields.keys()}
+    worker = {"url": URL, "in_flight": 0, "oldest_s": None, "drain": drain} | {
+        name: value for name, value in fields.items() if name not in drain
+    }
+    assert workers.draining([worker, worker | {"drain": None}], 1000.0) == [f"{URL} {line}"]
+
+
+def test_status_and_list_show_who_drains(server: AdminServer, run: Run) -> None:
+    server.port.declare(URL, in_flight=2, oldest_s=12.0)
+    run(workers.run, "drain", URL)
+    for command in (workers.run, status.run):
+        assert f"{URL} has drained for" in run(command).out
+        assert "2 in flight, the oldest for 12 s" in run(command).out

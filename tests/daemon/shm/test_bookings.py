@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+from array import array
+from math import inf, nan
 from typing import NamedTuple
 
 import pytest
@@ -188,3 +190,56 @@ def test_a_slot_with_requests_in_flight_is_not_given_away() -> None:
     for outside in (-1, WORKERS):
         with pytest.raises(IndexError):
             table.wait_s(outside, 0.0)
+
+
+def test_the_oldest_request_of_every_worker() -> None:
+    table = new_table()
+    first = table.book(0, 1, 5.0, 10, 0)
+    table.book(0, 1, 7.0, 10, 0)
+    table.book(1, 1, 6.0, 10, 0)
+    blind = table.book(1, 2, 9.0, 10, 0, 0, True)
+    table.first_token(first, 8.0)
+
+    def oldest() -> list[float]:
+        starts = array("d", [inf]) * WORKERS
+        for shard in range(SHARDS):
+            table.note_oldest(shard, starts)
+        return list(starts)
+
+    assert oldest() == [inf, 5.0, 9.0]
+    table.finish(first, 9.0, 3)
+    table.finish(blind, 9.5, 3)
+    assert oldest() == [inf, 6.0, inf]
+    with pytest.raises(ValueError, match="8 bytes per worker"):
+        table.note_oldest(0, array("d", [inf]))
+    with pytest.raises(IndexError):
+        table.note_oldest(SHARDS, array("d", [inf]) * WORKERS)
+
+
+def test_what_was_learned_comes_back_in_another_table() -> None:
+    one, other = new_table(), new_table()
+    for number in range(40):
+        booking = one.book(0, number % 2, float(number), 1000 + number, 500)
+        one.first_token(booking, number + 0.1 + number / 1000)
+        one.finish(booking, number + 2.0, 50)
+    one.lost = 0.25
+    other.recall_costs(one.costs())
+    other.recall_pace(2, *one.pace(0))
+    assert other.costs() == one.costs() != new_table().costs()
+    assert other.seconds(700, 300) == one.seconds(700, 300)
+    assert (other.output_mean, other.stay_s, other.lost) == (one.output_mean, one.stay_s, 0.25)
+    assert (other.tpot_s(2), other.pace(2)) == (one.tpot_s(0), one.pace(0))
+
+
+@pytest.mark.parametrize("change", [{"per_tokens": inf}, {"stay_s": nan}, {"more": 1.0}])
+def test_costs_that_cannot_be_are_refused_before_anything_changes(change: dict[str, float]) -> None:
+    table = new_table()
+    before = table.costs()
+    with pytest.raises(ValueError, match="no costs"):
+        table.recall_costs(before | {"base_s": 9.0} | change)
+    with pytest.raises(ValueError, match="no costs"):
+        table.recall_costs({"base_s": 9.0})
+    assert table.costs() == before
+    for pace in ((0.0, 1), (nan, 1), (0.1, 0)):
+        with pytest.raises(ValueError, match="no pace"):
+            table.recall_pace(0, *pace)

@@ -150,3 +150,22 @@ def test_clearing_a_slot_needs_it_whole() -> None:
     segment.clear_worker(1)
     assert segment.status(1) == at.STATUS_FREE
     assert [segment.total(slot, at.L_PICKS) for slot in range(3)] == [1, 0, 1]
+
+
+def test_closing_names_the_slots_whose_time_is_over_and_that_have_requests_on_that_shard() -> None:
+    segment = Segment.create(2, 5)
+    for slot in range(4):
+        segment.words.book(1, slot, 10)
+    segment.set_close_at(0, 5.0)
+    segment.set_close_at(1, 5.001)
+    segment.set_close_at(2, -3.0)  # the deadline was over before it was written
+    segment.set_close_at(4, 1.0)
+    assert segment.words.closing(1, 4_999) == [2]
+    assert segment.words.closing(1, 5_000) == [0, 2]
+    assert segment.words.closing(0, 9_000) == []
+    segment.words.release(1, 0, 10)
+    assert segment.words.closing(1, 9_000) == [1, 2]
+    segment.set_close_at(1, None)
+    assert (segment.close_at_s(1), segment.close_at_s(0)) == (None, 5.0)
+    segment.clear_worker(2)
+    assert segment.words.closing(1, 9_000) == []

@@ -12,7 +12,7 @@ from pointsman.config.load import DeclaredWorker
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.errors import RequestError
 from pointsman.daemon.workers.address import parse
-from pointsman.daemon.workers.registry import Candidate, Registry, SlotsExhausted, Source
+from pointsman.daemon.workers.registry import Candidate, Drain, Registry, SlotsExhausted, Source
 
 FILE = "/etc/pointsman/workers.json"
 
@@ -268,3 +268,49 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryMachine = RegistryMachine.TestCase
 TestRegistryMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# --- drains
+
+
+def test_a_drain_is_of_the_worker_whoever_declared_it_and_survives_new_declarations() -> None:
+    workers = registry()
+    workers.declare("file", [candidate(1), candidate(2)])
+    drain = Drain(1.7e9, "close")
+    assert workers.drain(url(1), drain).is_draining
+    workers.declare("file", [candidate(1, weight=2), candidate(3)])
+    assert workers.drains() == {url(1): drain}
+    assert [worker.url for worker in workers.draining()] == [url(1), url(2)], "the second one leaves"
+    assert not workers.undrain(url(1)).is_draining
+    assert workers.drains() == {}
+    assert not workers.undrain(url(3)).is_draining, "it never was"
+
+
+def test_a_worker_that_comes_back_is_not_drained_any_more() -> None:
+    workers = registry()
+    worker = workers.add(candidate(1))
+    workers.drain(worker.id, Drain())
+    workers.remove(worker.id)
+    workers.release(worker.slot)
+    assert not workers.has(worker)
+    assert not workers.add(candidate(1)).is_draining
+
+
+def test_a_removed_worker_drains_for_good_but_its_deadline_may_change() -> None:
+    workers = registry()
+    worker = workers.add(candidate(1))
+    workers.remove(worker.id)
+    assert worker.is_draining and worker.drain is None
+    assert workers.drain(worker.id, Drain(5.0, "close")) is worker
+    with pytest.raises(RequestError) as error:
+        workers.undrain(worker.id)
+    assert code(error) == (409, "WORKER_DRAINING")
+    assert workers.drains() == {}, "it is not there after a restart"
+
+
+def test_what_is_recalled_are_those_drains_and_no_others() -> None:
+    workers = registry()
+    workers.declare("flag", [candidate(1), candidate(2)])
+    workers.drain(url(2), Drain())
+    workers.recall_drains({url(1): Drain(7.0, "keep"), url(9): Drain()})
+    assert workers.drains() == {url(1): Drain(7.0, "keep")}
