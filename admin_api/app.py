@@ -23,6 +23,7 @@ from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
 from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
+from pointsman.admin_api.handlers.pause import PauseHandlers
 from pointsman.admin_api.handlers.probes import ProbeHandlers
 from pointsman.admin_api.handlers.record import RecordHandlers
 from pointsman.admin_api.handlers.state import StateHandlers
@@ -58,6 +59,7 @@ def build_app(
         LegacyHandlers,
         ConfigHandlers,
         RecordHandlers,
+        PauseHandlers,
         StateHandlers,
         FanoutHandlers,
         UpgradeHandlers,

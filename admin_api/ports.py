@@ -171,9 +171,19 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     buffered_bytes: int
     admission: AdmissionShown
+    pause: PauseView
     config: ConfigView
     lock_timeouts: int
     lock_recoveries: int
+
+
+class PauseView(msgspec.Struct, frozen=True, kw_only=True):
+    mode: Literal["running", "hold", "reject"]
+    reason: str = ""
+    for_s: float = 0.0
+    """How long it has been paused."""
+    held: int = 0
+    """Requests that wait for it to end."""
 
 
 class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -343,6 +353,15 @@ class ControlPort(Protocol):
 
         409 `RECORDING_RUNS` at the first line. To be closed by whoever leaves early.
         """
+        ...
+
+    async def pause(self, mode: str, reason: str) -> PauseView:
+        """From the return on no request starts at an engine. 504 `PAUSE_NOT_ACKNOWLEDGED`: paused, but a shard is
+        silent."""
+        ...
+
+    def resume(self) -> PauseView:
+        """409 `NOT_PAUSED`."""
         ...
 
     def stop_recording(self) -> None:

@@ -183,6 +183,13 @@ class RecordBody(_Strict):
     minutes: float = Field(gt=0, le=MAX_RECORD_MINUTES)
 
 
+class PauseBody(_Strict):
+    """POST /pause"""
+
+    mode: Literal["hold", "reject"] = "hold"
+    reason: str = Field(default="", max_length=400)
+
+
 class UpgradeBody(_Strict):
     """POST /upgrade"""
 

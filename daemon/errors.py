@@ -170,6 +170,10 @@ def not_admitted(status: int, code: str, message: str, retry_after_s: float) -> 
     return _try_again(status, code, message, retry_after_s, Fault.GATEWAY)
 
 
+def paused(reason: str) -> RequestError:
+    return _try_again(503, "paused", f"the gateway is paused{f': {reason}' if reason else ''}", 5.0, Fault.OPERATOR)
+
+
 def rate_limited(message: str, retry_after_s: float) -> RequestError:
     return _try_again(429, "rate_limited", message, retry_after_s, Fault.CLIENT)
 

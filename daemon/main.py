@@ -20,6 +20,8 @@ COMMANDS = {
     "workers": "list, add and remove workers; why requests go to one",
     "keys": "make and hash the API keys of clients",
     "reload": "read the live files again",
+    "pause": "let no request start at an engine",
+    "resume": "end a pause",
     "upgrade": "have the installed version take over from the running one, without losing a connection",
     "record": "write the live traffic as a trace",
     "replay": "try policies on a recorded trace",

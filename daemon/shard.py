@@ -89,6 +89,7 @@ class Shard:
 
     def _beat(self) -> None:
         self.segment.beat(self.index)
+        self.context.pausing.notice()
         self.loop.call_later(HEARTBEAT_S, self._beat)
         self._end_drained()
 

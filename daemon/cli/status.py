@@ -77,6 +77,12 @@ def _figures(status: dict[str, Any], now: float) -> str:
         lines.append(
             f"admission      {admission['in_use']} of {limit} at workers, {admission['waiting']} of {size_} waiting"
         )
+    pause = status["pause"]
+    if pause["mode"] != "running":
+        what = "held" if pause["mode"] == "hold" else "refused"
+        reason = f": {plain(pause['reason'])}" if pause["reason"] else ""
+        text = f"for {duration(pause['for_s'])}, requests are {what} ({pause['held']} wait){reason}"
+        lines.append(f"{paint('PAUSED', 'yellow')}         {text}; pointsman resume ends it")
     if status["lock_timeouts"] or status["lock_recoveries"]:
         lines.append(f"routing lock   {status['lock_timeouts']} timeouts, {status['lock_recoveries']} recoveries")
     return "\n".join(lines)

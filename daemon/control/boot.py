@@ -33,6 +33,7 @@ from pointsman.daemon.control.desired import compile_snapshot
 from pointsman.daemon.control.drain import Drainer
 from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.fanning import Fanning
+from pointsman.daemon.control.pausing import Pauser
 from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
@@ -193,6 +194,7 @@ class Control:
             Fanning(catalog, client, self._residency.forget),
             Upgrader(self._channel, segment, settings, self._upgrade_over),
             self._saver,
+            Pauser(segment),
         )
 
     def _own_ports(self) -> frozenset[int]:

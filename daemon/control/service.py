@@ -14,6 +14,7 @@ from pointsman.admin_api.ports import (
     FanoutRequest,
     FanoutView,
     LoadsView,
+    PauseView,
     SavedStateView,
     StatusView,
     UpgradeView,
@@ -29,6 +30,7 @@ from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import content_hash
 from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.fanning import Fanning
+from pointsman.daemon.control.pausing import Pauser
 from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
@@ -62,6 +64,7 @@ class ControlService:
     fanning: Fanning
     upgrader: Upgrader
     saver: StateSaver
+    pauser: Pauser
 
     @property
     def segment(self) -> Segment:
@@ -152,6 +155,7 @@ class ControlService:
             connections=segment.gauge_total(at.G_CONNECTIONS),
             buffered_bytes=segment.gauge_total(at.G_BUFFERED_BYTES),
             admission=admission_shown(self.catalog.resilience),
+            pause=self.pauser.view(),
             config=self.config(),
             lock_timeouts=segment.lock_timeouts,
             lock_recoveries=segment.lock_recoveries,
@@ -176,6 +180,12 @@ class ControlService:
             message = f"what routing has learned cannot be saved in {self.settings.state_dir}: {error}"
             raise RequestError(500, "STATE_NOT_SAVED", message, fault=Fault.OPERATOR, type="server_error") from None
         return SavedStateView(path=str(saved.path), bytes=saved.size_bytes, seconds=saved.seconds)
+
+    async def pause(self, mode: str, reason: str) -> PauseView:
+        return await self.pauser.pause(mode, reason)
+
+    def resume(self) -> PauseView:
+        return self.pauser.resume()
 
     def record(self, seconds: float) -> AsyncGenerator[bytes]:
         return self.recorder.record(seconds)

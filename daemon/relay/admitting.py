@@ -33,10 +33,12 @@ class Admitting:
         self._late: list[tuple[Waiter, float | None]] = []
         """Permits that could not be given back yet"""
         self._is_polling = False
+        self._paused_s = 0.0
 
     def enter(self, exchange: Exchange, user: int, priority: int, estimate: float) -> Waiter | None:
         """The waiter, admitted or waiting; None: it may pass without one. Raises RequestError when it is refused."""
         waiter = Waiter(user, priority, estimate, exchange)
+        self._stand_still(self._context.now())  # those before it; from here on it waits, too
         changed = self._resilience.enter(waiter, self._context.now())
         if changed is None:
             self._resilience.enter_freely()
@@ -68,9 +70,18 @@ class Admitting:
         late, self._late = self._late, []
         for waiter, tokens in late:
             self.leave(waiter, tokens)
-        self._tell(self._resilience.poll(self._context.now()))
+        now = self._context.now()
+        self._stand_still(now)
+        self._tell(self._resilience.poll(now))
         if self._late or len(self._resilience.line):
             self._poll_soon()
+
+    def _stand_still(self, now: float) -> None:
+        """Nobody waits too long because of a pause."""
+        paused_s = self._context.pausing.pause.paused_s(now)
+        if paused_s != self._paused_s:
+            self._resilience.line.postpone(paused_s - self._paused_s)
+            self._paused_s = paused_s
 
     def _tell(self, changed: list[Waiter]) -> None:
         """In turns of the loop of their own: what a waiter does then may change the line again."""

@@ -18,6 +18,7 @@ from pointsman.daemon.dispatch.router import LiveRouter
 from pointsman.daemon.relay.admitting import Admitting
 from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.guard import Guard
+from pointsman.daemon.relay.pausing import Pausing
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
 from pointsman.daemon.relay.wheel import Wheel
@@ -54,6 +55,7 @@ class ShardContext:
         self.router = LiveRouter(state, shard, self.rng)
         self.resilience = SharedResilience(state, shard)
         self.admitting = Admitting(self, self.resilience)
+        self.pausing = Pausing(self)
         self.wheel = Wheel(time.monotonic, loop.call_later)
         self.explanations = ExplanationLog(segment, shard)
         self.recording = RecordingLog(segment, shard)

@@ -145,6 +145,8 @@ class Exchange:
     _metered: Metered | None = None
     _permit: Waiter | None = None
     _has_free_permit = False
+    is_held = False
+    """by a pause"""
     _is_probe = False
     _is_pinged = False
     """our own head and a comment went out before the worker said anything"""
@@ -178,6 +180,9 @@ class Exchange:
                 self._take_for_key(limits, prompt_tokens)
             if plan.limits.requests_per_second:
                 self._take_request(plan)
+            if context.cells[at.H_PAUSE]:
+                self._hold(self._go_on)
+                return
             if not self._enter(plan, prompt_tokens):
                 return
             self._pick(prompt_tokens)
@@ -185,6 +190,28 @@ class Exchange:
             self.fail(error)
             return
         self._send()
+
+    def _go_on(self) -> None:
+        """What `start` does, after a pause."""
+        if self.is_ended or self.plan is None:
+            return
+        try:
+            prompt_tokens = self.context.router.read_prompt(self.features)
+            if not self._enter(self.plan, prompt_tokens):
+                return
+            self._pick(prompt_tokens)
+        except RequestError as error:
+            self.fail(error)
+            return
+        self._send()
+
+    def _hold(self, go_on: Callable[[], None]) -> None:
+        """Until the pause is over."""
+        try:
+            self.context.pausing.hold(self, go_on)
+            self.is_held = True
+        except RequestError as error:
+            self.fail(error)
 
     def start_any(self) -> None:
         """For questions that any healthy worker answers (`/version`)."""
@@ -210,6 +237,9 @@ class Exchange:
         """The next attempt, or the first one after waiting in the queue."""
         self._pause = None
         if self.is_ended:
+            return
+        if self.context.cells[at.H_PAUSE]:
+            self._hold(self._again)
             return
         try:
             self._pick(self.context.router.read_prompt(self.features))
@@ -365,6 +395,11 @@ class Exchange:
     # --- sending
 
     def _send(self) -> None:
+        if self.is_ended:
+            return
+        if self.context.cells[at.H_PAUSE]:
+            self._hold(self._send)
+            return
         worker = self.worker
         assert worker is not None
         pool = self.context.upstreams.of(worker)
@@ -384,14 +419,17 @@ class Exchange:
         self._task = None
         if self.is_ended:
             pool.put(connection)
-            return
-        self._send_on(connection)
+        elif self.context.cells[at.H_PAUSE]:
+            pool.put(connection)
+            self._hold(self._send)
+        else:
+            self._send_on(connection)
 
     def _send_on(self, connection: UpstreamConnection) -> None:
         request = self.request
         self.upstream = connection
         self.connected_at = now = self.context.now()
-        self.watch.sent(now)
+        self.watch.sent(now, self.context.segment.reals[at.H_PAUSED_S])
         pool = connection.pool
         head = request_head(
             request.method,
@@ -675,10 +713,11 @@ class Exchange:
         """The wheel asks whether a deadline has passed; returns when to ask again."""
         if self.watch.is_ping_due(now):
             self._ping()
-        missed, at_s = self.watch.look(now, self.events + self.bytes_out)
+        paused_s = self.context.pausing.pause.paused_s(now)
+        missed, at_s = self.watch.look(now, self.events + self.bytes_out, paused_s)
         if missed is not None:
             self._missed(missed)
-            at_s = self.watch.look(now, 0)[1]  # an attempt may follow
+            at_s = self.watch.look(now, 0, paused_s)[1]  # an attempt may follow
         return math.inf if self.is_ended else at_s
 
     def _missed(self, deadline: Deadline) -> None:
@@ -732,7 +771,8 @@ class Exchange:
             self.has_paused_upstream = False
             now = self.context.now()
             self.watch.reads_again(now)
-            self.context.wheel.arm(self, self.watch.look(now, self.events + self.bytes_out)[1])
+            paused_s = self.context.pausing.pause.paused_s(now)
+            self.context.wheel.arm(self, self.watch.look(now, self.events + self.bytes_out, paused_s)[1])
             if self.upstream is not None:
                 self.upstream.transport.resume_reading()
 
@@ -775,6 +815,8 @@ class Exchange:
         self.is_ended = True
         context, now = self.context, self.context.now()
         context.wheel.disarm(self)
+        if self.is_held:
+            context.pausing.let_go(self)
         if ending is Ending.COMPLETE:
             verdict = SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)]
         was_computed = status < 400 or ending is Ending.CLIENT_LEFT
@@ -789,7 +831,7 @@ class Exchange:
             upstream.abandon()
             if self.features.rid and ending in (Ending.CLIENT_LEFT, Ending.TIMEOUT):
                 rid, pool = self.features.rid, upstream.pool
-                self.client.spawn(abort_request(pool, rid, self.request.request_id))
+                _ = self.client.spawn(abort_request(pool, rid, self.request.request_id))
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -283,6 +283,10 @@ class UpstreamPools:
             self._context.loop.call_soon(self._send_all)
         self._sending.append(connection)
 
+    def send_now(self) -> None:
+        """What `send_soon` was given."""
+        self._send_all()
+
     def _send_all(self) -> None:
         sending, self._sending = self._sending, []
         for connection in sending:

@@ -73,6 +73,7 @@ class Watch:
     _progress = -1
     _seen_at = 0.0
     _pinged_at = 0.0
+    _paused_s = 0.0
 
     def __init__(self, section: TimeoutsSection, started: float, *, is_stream: bool) -> None:
         self.section = section
@@ -93,9 +94,10 @@ class Watch:
             first = min(first, section.first_token_s or math.inf, section.ping_s or math.inf)
         return self.started + min(first, section.idle_s / LOOKS or math.inf)
 
-    def sent(self, now: float) -> None:
-        """An attempt has gone out."""
+    def sent(self, now: float, paused_s: float = 0.0) -> None:
+        """An attempt has gone out. `paused_s`: how long the daemon has been paused in all."""
         self._sent_at = now
+        self._paused_s = paused_s
 
     def failed(self) -> None:
         """It came to nothing; perhaps another one follows."""
@@ -120,8 +122,16 @@ class Watch:
         self._stalled_at = math.inf
         self._seen_at = now
 
-    def look(self, now: float, progress: int) -> tuple[Deadline | None, float]:
-        """(what was missed, when to ask again). `progress`: any number that grows with the answer."""
+    def look(self, now: float, progress: int, paused_s: float = 0.0) -> tuple[Deadline | None, float]:
+        """(what was missed, when to ask again). `progress`: any number that grows with the answer.
+
+        While the daemon is paused its engines may stand still: only the total goes on.
+        """
+        if paused_s != self._paused_s:
+            longer, self._paused_s = paused_s - self._paused_s, paused_s
+            self._sent_at += longer
+            self._stalled_at += longer
+            self._seen_at += longer
         if progress != self._progress:
             self._progress, self._seen_at = progress, now
         deadline, at = self._next()

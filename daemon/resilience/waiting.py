@@ -86,6 +86,12 @@ class Line:
         del self._by_deadline[bisect_left(self._by_deadline, (waiter.deadline, waiter.serial))]
         waiter.state = state
 
+    def postpone(self, seconds: float) -> None:
+        """Everybody may wait that much longer."""
+        for _, _, waiter in self._by_deadline:
+            waiter.deadline += seconds
+        self._by_deadline = [(waiter.deadline, serial, waiter) for _, serial, waiter in self._by_deadline]
+
     def expired(self, now: float) -> Waiter | None:
         """Who has waited longest of those whose time is over."""
         if self._by_deadline and self._by_deadline[0][0] <= now:

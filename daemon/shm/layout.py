@@ -45,6 +45,8 @@ H_LOCK_RECOVERIES = 41
 H_BREAKERS = 48  # workers whose breaker is not closed; written under the routing mutex
 H_RECORDING = 56  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
 H_INTERNAL_TOKEN = 64  # 128 random bits, drawn by the supervisor: what proves that a request is one of this daemon's
+H_PAUSE, H_PAUSE_SERIAL, H_PAUSED_AT, H_PAUSED_S = range(72, 76)  # shm.pause; the last two are doubles
+H_PAUSE_REASON, PAUSE_REASON_WORDS = 80, 64  # bytes of the text, then the text
 
 # phase
 PHASE_RUNNING, PHASE_DRAINING = range(2)
@@ -52,7 +54,7 @@ PHASE_RUNNING, PHASE_DRAINING = range(2)
 # process row
 PROCESS_WORDS = 16
 P_PID, P_STATE, P_RESTARTS, P_STARTED_NS = range(4)  # written by the supervisor
-P_HEARTBEAT_NS, P_LOADED = 8, 9  # written by the process itself
+P_HEARTBEAT_NS, P_LOADED, P_PAUSE_SEEN = 8, 9, 10  # written by the process itself
 
 # process state
 PROCESS_DOWN, PROCESS_BOOTING, PROCESS_READY, PROCESS_DRAINING = range(4)
@@ -83,7 +85,7 @@ L_REASONS = 16  # picks by reason, in the order of routing.picking.REASONS
 
 # shard gauges; those before G_FIRST_COUNTER return to 0 with the shard, the others only grow
 GAUGE_WORDS = 64
-G_CONNECTIONS, G_REQUESTS, G_BUFFERED_BYTES, G_UPSTREAM_CONNECTIONS = range(4)
+G_CONNECTIONS, G_REQUESTS, G_BUFFERED_BYTES, G_UPSTREAM_CONNECTIONS, G_HELD = range(5)
 G_FIRST_COUNTER = 16
 G_LOG_DROPPED, G_PROFILE_FALLBACKS, G_CLIENT_DISCONNECTS, G_UPSTREAM_RESENDS, G_SERIES_FULL = range(16, 21)
 # what resilience did

@@ -189,6 +189,7 @@ def _shards(segment: Segment) -> Iterator[Metric]:
 _GAUGES = (
     (at.G_CONNECTIONS, "pointsman_connections", "Client connections that are open."),
     (at.G_REQUESTS, "pointsman_requests_in_flight", "Requests that are being received or answered."),
+    (at.G_HELD, "pointsman_paused_requests", "Requests that wait for the end of a pause."),
     (at.G_BUFFERED_BYTES, "pointsman_buffered_bytes", "Request bodies held in memory, in bytes."),
     (at.G_UPSTREAM_CONNECTIONS, "pointsman_upstream_connections", "Connections to workers that are open."),
 )

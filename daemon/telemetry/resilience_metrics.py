@@ -50,6 +50,8 @@ def collect(state: RoutingState, snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("pointsman_admission_waiting", "Requests that wait for admission.", value=usage.waiting)
     limit = resilience.admission.max_concurrent_requests
     yield GaugeMetricFamily("pointsman_admission_limit", "Requests admitted at once; 0 = no limit.", value=limit)
+    is_paused = state.segment.cells[at.H_PAUSE] != 0
+    yield GaugeMetricFamily("pointsman_paused", "1 while no request may start at a worker.", value=is_paused)
     yield from _breakers(resilience, snapshot, now)
 
 

@@ -19,6 +19,7 @@ from pointsman.admin_api.ports import (
     FanoutView,
     LoadsView,
     LoadView,
+    PauseView,
     ProcessView,
     SavedStateView,
     StatusView,
@@ -98,6 +99,7 @@ class FakeControlPort:
     calls: list[tuple[str, object]] = field(default_factory=list)
     view: ConfigView = CONFIG
     reload_to: ConfigView = CONFIG
+    paused: PauseView = field(default_factory=lambda: PauseView(mode="running"))
     recording: tuple[bytes, ...] = ()
     """lines"""
     told: tuple[TargetResult, ...] = ()
@@ -220,10 +222,23 @@ class FakeControlPort:
             connections=5,
             buffered_bytes=4608,
             admission=AdmissionShown(max_concurrent_requests=0, in_use=2, queue_size=100, waiting=0),
+            pause=self.paused,
             config=self.view,
             lock_timeouts=0,
             lock_recoveries=0,
         )
+
+    async def pause(self, mode: str, reason: str) -> PauseView:
+        self._note("pause", (mode, reason))
+        self.paused = PauseView(mode="hold" if mode == "hold" else "reject", reason=reason, for_s=0.0, held=3)
+        return self.paused
+
+    def resume(self) -> PauseView:
+        self._note("resume")
+        if self.paused.mode == "running":
+            raise error(409, "NOT_PAUSED", "the gateway is not paused")
+        self.paused = PauseView(mode="running")
+        return self.paused
 
     async def save_state(self) -> SavedStateView:
         self._note("save_state")

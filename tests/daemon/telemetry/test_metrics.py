@@ -43,6 +43,8 @@ NAMES = {
     "pointsman_requests_refused_total": ("counter", "reason"),
     "pointsman_timeouts_total": ("counter", "deadline"),
     "pointsman_admission_in_use": ("gauge", ""),
+    "pointsman_paused": ("gauge", ""),
+    "pointsman_paused_requests": ("gauge", ""),
     "pointsman_admission_waiting": ("gauge", ""),
     "pointsman_admission_limit": ("gauge", ""),
     "pointsman_shard_up": ("gauge", "shard"),
