@@ -31,6 +31,7 @@ from pointsman.daemon.errors import EXIT_BOOT_FAILED, EXIT_OK
 from pointsman.daemon.leash import Message
 from pointsman.daemon.relay.client import ClientConnection
 from pointsman.daemon.relay.context import ShardContext
+from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.listener_tls import ListenerTls
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
@@ -100,7 +101,7 @@ class Shard:
             return
         for connection in list(self.context.connections):
             exchange = connection.exchange
-            if exchange is not None and exchange.booked is not None and exchange.booked.slot in slots:
+            if isinstance(exchange, Exchange) and exchange.booked is not None and exchange.booked.slot in slots:
                 exchange.end_drained()
 
     def _sweep(self) -> None:

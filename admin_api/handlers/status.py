@@ -30,7 +30,7 @@ GET    /decisions             ?limit=50  ?worker=ID: the newest routed requests
 GET    /decisions/REQUEST-ID  one of them, with its explanation where it was kept
 GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
-POST   /pause                 {{"mode": "hold", "reason": "…"}}: no request starts at a worker once it is answered; mode "reject" answers 503
+POST   /pause                 {{"mode": "hold" or "reject", "reason": "…"}}: from its answer on no request starts
 POST   /resume                requests go on
 POST   /upgrade               {{"timeout_s": 30}}: the installed version takes over; answered when it has, or could not
 POST   /state/snapshot        write what routing has learned to the state directory, now

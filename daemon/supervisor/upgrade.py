@@ -12,7 +12,7 @@ from enum import Enum, auto
 from math import inf
 
 YIELD_S = 12.0
-"""for control to end what it does, and to save what was learned; it is killed then, which gives up its lock and sockets as well"""
+"""for control to end what it does and to save what was learned; then it is killed, and its lock and sockets go"""
 
 
 class Phase(Enum):

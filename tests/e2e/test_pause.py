@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,12 +41,16 @@ def started(engines: list[str]) -> int:
     return total
 
 
+def has_answered(traffic: Traffic, count: int) -> bool:
+    return traffic.report.answered > count
+
+
 def pause(gate: Gateway, mode: str = "hold", reason: str = "") -> dict[str, Any]:
     began = time.monotonic()
     status, answer = gate.admin("POST", "/pause", {"mode": mode, "reason": reason})
     assert (status, answer["mode"]) == (200, mode)
     assert time.monotonic() - began < 1.5
-    return answer
+    return dict(answer)
 
 
 def resume(gate: Gateway) -> None:
@@ -60,7 +65,7 @@ def test_under_load_nothing_starts_before_resume_and_nothing_is_lost(gate: Gatew
     with Traffic((gate.host, gate.port), completion(), connections=24) as traffic:
         for _ in range(3):
             answered = traffic.report.answered
-            gate.wait_until("requests are answered", lambda before=answered: traffic.report.answered > before + 50)
+            gate.wait_until("requests are answered", partial(has_answered, traffic, answered + 50))
             pause(gate, reason="new weights")
             before = started(engines)
             gate.wait_until("all connections wait", lambda: held(gate) == 24)

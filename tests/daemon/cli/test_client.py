@@ -485,7 +485,7 @@ def test_a_wrong_drain_asks_nobody(server: AdminServer, run: Run, argv: list[str
     ],
 )
 def test_how_far_a_drain_is(fields: dict[str, object], line: str) -> None:
-    drain = {"since": 940.0, "deadline": None, "then": "close", "is_removed": False}
+    drain: dict[str, object] = {"since": 940.0, "deadline": None, "then": "close", "is_removed": False}
     drain |= {name: fields[name] for name in drain.keys() & fields.keys()}
     worker = {"url": URL, "in_flight": 0, "oldest_s": None, "drain": drain} | {
         name: value for name, value in fields.items() if name not in drain
