@@ -48,6 +48,8 @@ CROSSING_S = 0.1
 RETIRED_IDLE_S = 5.0
 """after an upgrade nobody waits: whoever asks again in this time is told `Connection: close` with the answer, and does
 not see the connection end while the next request is on its way"""
+TLS_HELLO_S = 3.0
+"""how long a process that ends waits for a client in its handshake"""
 TLS_GOODBYE_S = 1.0
 """how long a client may take to say that it has seen the end of a TLS connection"""
 GC_THRESHOLD = 20_000
@@ -71,6 +73,7 @@ class Shard:
         self._channel = channel
         self._listening = listening
         self._servers: list[asyncio.Server] = []
+        self._tls: ListenerTls | None = None
         self._shuts_listeners = False
         self._ends_by = inf
         """the moment when what still runs is cut, once something was said about it"""
@@ -172,8 +175,9 @@ class Shard:
         settings = self.context.settings
         if settings.tls_cert is None:
             return {}
+        self._tls = ListenerTls(lambda: self._tables.tls(self.segment.generation), self.context.now)
         return {
-            "ssl": ListenerTls(lambda: self._tables.tls(self.segment.generation)),
+            "ssl": self._tls,
             "ssl_handshake_timeout": settings.header_timeout_s,
             "ssl_shutdown_timeout": TLS_GOODBYE_S,
         }
@@ -221,7 +225,7 @@ class Shard:
             await asyncio.sleep(0)
         self._stop_accepting()
         await asyncio.sleep(0)
-        while self.context.connections:
+        while self.context.connections or self._has_handshakes():
             for connection in list(self.context.connections):
                 connection.close_if_idle(self.context.now(), self._idle_s)
             if time.monotonic() > self._ends_by:
@@ -229,6 +233,9 @@ class Shard:
                 break
             await asyncio.sleep(DRAIN_POLL_S)
         self._stopped.set()
+
+    def _has_handshakes(self) -> bool:
+        return self._tls is not None and self._tls.has_handshakes(self.context.now() - TLS_HELLO_S)
 
     def _stop_accepting(self) -> None:
         if self._servers and self._shuts_listeners:
