@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -484,10 +484,10 @@ def test_a_wrong_drain_asks_nobody(server: AdminServer, run: Run, argv: list[str
         ({"in_flight": 1, "is_removed": True}, "was removed: 1 in flight"),
     ],
 )
-def test_how_far_a_drain_is(fields: dict[str, object], line: str) -> None:
-    drain: dict[str, object] = {"since": 940.0, "deadline": None, "then": "close", "is_removed": False}
+def test_how_far_a_drain_is(fields: dict[str, Any], line: str) -> None:
+    drain: dict[str, Any] = {"since": 940.0, "deadline": None, "then": "close", "is_removed": False}
     drain |= {name: fields[name] for name in drain.keys() & fields.keys()}
-    worker = {"url": URL, "in_flight": 0, "oldest_s": None, "drain": drain} | {
+    worker: dict[str, Any] = {"url": URL, "in_flight": 0, "oldest_s": None, "drain": drain} | {
         name: value for name, value in fields.items() if name not in drain
     }
     assert workers.draining([worker, worker | {"drain": None}], 1000.0) == [f"{URL} {line}"]
