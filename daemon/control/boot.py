@@ -38,7 +38,7 @@ from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
-from pointsman.daemon.control.saving import StateSaver
+from pointsman.daemon.control.saving import ALONE, BESIDE_SHARDS, StateSaver
 from pointsman.daemon.control.service import ControlService
 from pointsman.daemon.control.tasks import Tasks
 from pointsman.daemon.control.upgrading import Upgrader
@@ -329,7 +329,7 @@ class Control:
         await self._changes.close(FINISH_CHANGES_S)
         await self._drain()
         await self._servers.close_doors()
-        await self._saver.save_last()
+        await self._saver.save_last(BESIDE_SHARDS)
         self._state.unlock()
         self._has_yielded = True
         self._channel.send(Message("yielded"))
@@ -351,7 +351,7 @@ class Control:
         await self._drain()
         await self._servers.stop()
         if not self._has_yielded:  # else the state directory is another daemon's
-            await self._saver.save_last()
+            await self._saver.save_last(ALONE)
         return EXIT_OK
 
 

@@ -26,13 +26,21 @@ from pointsman.daemon.workers.registry import Registry, Worker
 from pointsman.daemon.workers.saved_state import FILE_NAME, Description, SavedWorker, Writer, machine, read_seed
 from pointsman.daemon.workers.scraper import Scraper
 
-SLICE_US = 250
-"""for which a slice of the dump holds the index' mutex"""
-PAUSE_S = 0.001
-"""between two slices: shards that wait for the mutex come first"""
 PATIENCE_S = 5.0
 """for a mutex whose holder is stopped; the supervisor will have replaced it by then"""
 TURN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    slice_us: int
+    """for which a slice of the dump holds the index' mutex"""
+    pause_s: float
+    """between two slices: shards that wait for the mutex come first"""
+
+
+BESIDE_SHARDS = Pace(100, 0.001)
+ALONE = Pace(5000, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +86,28 @@ class StateSaver:
                 await self.save_if_possible()
             await asyncio.sleep(min(TURN_S, interval_s))
 
-    async def save_last(self) -> None:
-        """At the stop."""
+    async def save_last(self, pace: Pace) -> None:
+        """At the stop, or when another daemon takes over."""
         if self._settings.state_max_age_s:
-            await self.save_if_possible()
+            await self.save_if_possible(pace)
 
-    async def save_if_possible(self) -> None:
+    async def save_if_possible(self, pace: Pace = BESIDE_SHARDS) -> None:
         self._last_at = time.monotonic()  # also if it fails: not again at once
         try:
-            saved = await self.save()
+            saved = await self.save(pace)
         except (OSError, TimeoutError) as error:
             log("routing_state_not_saved", level="error", file=str(self._path), reason=str(error))
         else:
             log("routing_state_saved", level="debug", bytes=saved.size_bytes, seconds=saved.seconds)
 
-    async def save(self) -> Saved:
+    async def save(self, pace: Pace = BESIDE_SHARDS) -> Saved:
         """On the disk when it returns. Raises OSError, TimeoutError; the file of before is then still there."""
         async with self._busy:
             started = time.monotonic()
             fingerprint, tenants = self._fingerprint(), self._tenants()
             writer = await asyncio.to_thread(Writer, self._path)
             try:
-                await self._dump(writer)
+                await self._dump(writer, pace)
                 size = await asyncio.to_thread(writer.finish, self._description(tenants))
             except BaseException:
                 writer.discard()
@@ -107,12 +115,12 @@ class StateSaver:
             self._last_at, self._last = time.monotonic(), fingerprint
             return Saved(self._path, size, round(self._last_at - started, 3))
 
-    async def _dump(self, writer: Writer) -> None:
+    async def _dump(self, writer: Writer, pace: Pace) -> None:
         dump = IndexDump(self._state.index)
         deadline = time.monotonic() + PATIENCE_S
         while not dump.is_done:
             try:
-                records = dump.more(SLICE_US)
+                records = dump.more(pace.slice_us)
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise
@@ -120,7 +128,7 @@ class StateSaver:
                 deadline = time.monotonic() + PATIENCE_S
                 if records:
                     await asyncio.to_thread(writer.add, records)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pace.pause_s)
 
     def _fingerprint(self) -> object:
         """Differs when there is something new to save."""

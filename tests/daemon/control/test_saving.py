@@ -19,7 +19,7 @@ from pointsman.config.snapshot import Snapshot
 from pointsman.daemon.control import saving
 from pointsman.daemon.control.recalling import read_saved, recall
 from pointsman.daemon.control.residency import Residency
-from pointsman.daemon.control.saving import StateSaver
+from pointsman.daemon.control.saving import Pace, StateSaver
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.resilience.breaker import State, Verdict
 from pointsman.daemon.shm.prefix_index import PrefixIndex
@@ -173,8 +173,8 @@ async def test_what_happens_to_a_worker_during_the_dump_leaves_it_out(
     slot = one.slot(1)
     dump = StateSaver._dump
 
-    async def interrupted(self: StateSaver, writer: Any) -> None:
-        await dump(self, writer)
+    async def interrupted(self: StateSaver, writer: Any, pace: Pace) -> None:
+        await dump(self, writer, pace)
         if event == "cache forgotten":
             await one.residency.forget(slot)
         else:
