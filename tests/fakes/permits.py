@@ -17,6 +17,17 @@ def named(request_id: str, *, stream: bool = False, max_tokens: int = 8) -> byte
     return request(body, headers={"X-Request-Id": request_id})
 
 
+def assert_none_is_held(gate: Gateway, timeout_s: float = 2.0) -> None:
+    """By the daemon's own count: no permit, and nobody who waits for one."""
+    gate.wait_until("no permit is held", lambda: held(gate) == (0, 0), timeout_s)
+
+
+def held(gate: Gateway) -> tuple[int, int]:
+    """(permits, waiters)"""
+    admission = gate.admin("GET", "/status")[1]["admission"]
+    return admission["in_use"], admission["waiting"]
+
+
 def assert_all_are_free(gate: Gateway, fleet: ChaosFleet, permits: int) -> None:
     """As many requests as there are permits pass at once and one more is refused (the queue must have no places): none
     leaked, none was given back twice."""

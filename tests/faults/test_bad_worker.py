@@ -15,6 +15,7 @@ from tests.fakes.chaos import ChaosFleet, Cut, How, Status, Trouble, chaos
 from tests.fakes.gateway import Gateway
 from tests.fakes.live_profiles import LiveProfiles, gateway_with
 from tests.fakes.load import Load, share, statuses
+from tests.fakes.permits import assert_none_is_held
 from tests.fakes.processes import resident_bytes, wait_until
 from tests.fakes.traffic import Client, client_of_each, completion, request
 
@@ -47,6 +48,7 @@ def budget(requests: int, seconds: float) -> float:
 def assert_nothing_stays(gate: Gateway) -> None:
     gate.wait_until("no load", lambda: not any(worker["in_flight"] for worker in gate.workers()), 2)
     assert gate.in_flight() == 0
+    assert_none_is_held(gate)
 
 
 @pytest.mark.parametrize("shared", [NO_BREAKERS, {}], ids=["no breakers", "breakers"])

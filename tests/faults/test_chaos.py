@@ -43,7 +43,7 @@ from tests.fakes.chaos import (
 from tests.fakes.gateway import Gateway
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.load import Load, Sample
-from tests.fakes.permits import assert_all_are_free, named
+from tests.fakes.permits import assert_all_are_free, assert_none_is_held, named
 from tests.fakes.processes import wait_until
 from tests.fakes.traffic import Client, client_of_each, completion, request
 
@@ -325,6 +325,7 @@ def assert_nothing_stays(gate: Gateway, fleet: ChaosFleet) -> None:
     gate.wait_until("no load", lambda: [worker["in_flight"] for worker in gate.workers()] == [0, 0], 1)
     assert [worker["in_flight_bytes"] for worker in gate.workers()] == [0, 0]
     assert gate.in_flight() == 0
+    assert_none_is_held(gate, 1)
     wait_until("the gateway has closed what hung", lambda: all(is_left(a) for a in fleet.attempts), 1)
 
 
@@ -527,6 +528,7 @@ def test_a_storm(whole_texts: Sequence[str]) -> None:
             fleet.heal()
             gate.wait_until("no load", lambda: not any(worker["in_flight"] for worker in gate.workers()), 2)
             assert gate.in_flight() == 0
+            assert_none_is_held(gate)
 
 
 @pytest.fixture(scope="module")

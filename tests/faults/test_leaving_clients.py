@@ -24,7 +24,7 @@ from tests.fakes.gateway import Gateway
 from tests.fakes.introspection import introspection, look
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.load import share
-from tests.fakes.permits import assert_all_are_free, named
+from tests.fakes.permits import assert_all_are_free, assert_none_is_held, named
 from tests.fakes.processes import open_files, wait_until
 from tests.fakes.traffic import Client, client_of_each
 
@@ -80,6 +80,7 @@ def held(gate: Gateway, folder: Path) -> Held:
 def assert_nothing_stays(gate: Gateway, before: Held, folder: Path) -> None:
     gate.wait_until("no load", lambda: gate.in_flight() == 0, 2)
     assert [(worker["in_flight"], worker["in_flight_bytes"]) for worker in gate.workers()] == [(0, 0)] * 2
+    assert_none_is_held(gate)
     gate.wait_until("no connection", lambda: gate.admin("GET", "/status")[1]["connections"] == 0, 2)
     assert gate.admin("GET", "/status")[1]["buffered_bytes"] == 0
     gate.wait_until("no file and no task more than before", lambda: held(gate, folder) == before, 5)
@@ -209,6 +210,7 @@ def test_who_leaves_the_queue_gives_its_place_back(fleet: ChaosFleet) -> None:
             holder.sock.close()
             assert [read_answer(client).status for client in waiting] == [200] * PLACES
         assert len(fleet.attempts) == 1 + PLACES
+        assert_none_is_held(gate)
         gate.wait_until("no load", lambda: gate.in_flight() == 0, 2)
 
 

@@ -25,7 +25,7 @@ from tests.fakes.chaos import ChaosFleet, chaos
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.load import LOST, Load, Sample, share, statuses
-from tests.fakes.permits import assert_all_are_free
+from tests.fakes.permits import assert_all_are_free, assert_none_is_held
 from tests.fakes.processes import is_alive, resident_bytes, wait_gone, wait_until
 from tests.fakes.traffic import completion, shards_of_connections
 
@@ -110,6 +110,7 @@ def test_overload_costs_those_who_are_shed_and_nobody_else(engines: list[str]) -
             if time.monotonic() - started > SOAK_S:
                 break
         gate.wait_until("no load", lambda: gate.in_flight() == 0, 2)
+        assert_none_is_held(gate)
 
 
 # --- processes that die
@@ -199,6 +200,7 @@ def test_shards_die_every_two_seconds(fleet: ChaosFleet) -> None:
         assert seen[200] > 0.8 * len(samples)
         gate.wait_until("no load", lambda: not any(worker["in_flight"] for worker in gate.workers()), 2)
         assert gate.in_flight() == 0
+        assert_none_is_held(gate)
         status = gate.admin("GET", "/status")[1]
         assert sum(row["restarts"] for row in status["processes"]) == len(deaths.victims)
         print(f"mutex recovered {status['lock_recoveries']} times, timed out {status['lock_timeouts']} times")
