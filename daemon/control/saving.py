@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from pointsman.config.settings import Settings
 from pointsman.daemon.control.residency import Residency
@@ -29,6 +30,10 @@ from pointsman.daemon.workers.scraper import Scraper
 PATIENCE_S = 5.0
 """for a mutex whose holder is stopped; the supervisor will have replaced it by then"""
 TURN_S = 1.0
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +110,10 @@ class StateSaver:
         async with self._busy:
             started = time.monotonic()
             fingerprint, tenants = self._fingerprint(), self._tenants()
-            writer = await asyncio.to_thread(Writer, self._path)
+            writer = await _in_thread(Writer, self._path)
             try:
                 await self._dump(writer, pace)
-                size = await asyncio.to_thread(writer.finish, self._description(tenants))
+                size = await _in_thread(writer.finish, self._description(tenants))
             except BaseException:
                 writer.discard()
                 raise
@@ -127,7 +132,7 @@ class StateSaver:
             else:
                 deadline = time.monotonic() + PATIENCE_S
                 if records:
-                    await asyncio.to_thread(writer.add, records)
+                    await _in_thread(writer.add, records)
             await asyncio.sleep(pace.pause_s)
 
     def _fingerprint(self) -> object:
@@ -163,3 +168,13 @@ class StateSaver:
             workers=tuple(one.worker for one in tenants if (one.slot, one.worker.url, one.times_forgotten) in still),
             costs=self._state.bookings.costs(),
         )
+
+
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Over when it returns, also when it is cancelled: two that write must not meet in one file."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

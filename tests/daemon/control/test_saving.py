@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,6 +219,35 @@ async def test_an_index_whose_lock_is_kept_is_not_saved_and_the_old_file_stays(
     assert [line["event"] for line in lines] == ["routing_state_not_saved"]
     assert one.path.read_bytes() == before
     assert files_in(tmp_path) == [FILE_NAME]
+
+
+async def test_one_that_is_cancelled_at_the_disk_does_not_meet_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop cancels the periodic one, and saves for the last time."""
+    one = Daemon(tmp_path, 1)
+    one.holds(1, TEXTS[0])
+    at_disk, go_on, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        at_disk.set()
+        assert go_on.wait(10)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first = asyncio.create_task(one.saver.save())
+    await asyncio.to_thread(at_disk.wait, 10)
+    first.cancel()
+    last = asyncio.create_task(one.saver.save())
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await last
+    assert files_in(tmp_path) == [FILE_NAME]
+    other = Daemon(tmp_path, 1)
+    await other.recall()
+    assert other.matches(TEXTS[0]) == {url(1): 400}
 
 
 async def test_two_who_ask_at_once_get_a_file_each(tmp_path: Path) -> None:
