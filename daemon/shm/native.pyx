@@ -40,6 +40,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, unsigned long argument, ...)
     int PR_SET_PDEATHSIG
+    int PR_GET_PDEATHSIG
     int PR_SET_NAME
 
 cdef extern from *:
@@ -249,6 +250,13 @@ def die_with_parent(int signal_number):
     """Linux sends `signal_number` to this process when the process that started it ends."""
     if prctl(PR_SET_PDEATHSIG, <unsigned long> signal_number):
         raise OSError("prctl(PR_SET_PDEATHSIG)")
+
+
+def parent_death_signal():
+    """The number that `die_with_parent` was called with, also by what this process was before an exec; 0 = none."""
+    cdef int signal_number = 0
+    prctl(PR_GET_PDEATHSIG, <unsigned long> &signal_number)
+    return signal_number
 
 
 def name_process(str name):

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pointsman.daemon import leash
 from pointsman.daemon.leash import Message
+from pointsman.daemon.shm.native import parent_death_signal
 from pointsman.daemon.supervisor.doors import Doors
 from pointsman.daemon.supervisor.handover import (
     PROTOCOL,
@@ -93,10 +94,9 @@ class Leaving:
 
     def begin(self, now: float, timeout_s: float) -> None:
         """Control hears what came of it: upgraded, upgrade_refused or upgrade_failed."""
-        if self._upgrade is not None:
-            return self._refuse("another upgrade is under way")
-        if os.getpid() == 1:
-            return self._refuse("the daemon is process 1 here: its container would end with it; start another one")
+        obstacle = "another upgrade is under way" if self._upgrade is not None else _obstacle()
+        if obstacle:
+            return self._refuse(obstacle)
         try:
             self._successor = start_successor(self._command, os.environ | self._notifier.environment, self._handover())
         except HandoverError as error:
@@ -216,6 +216,15 @@ class Leaving:
             upgrade.is_serving = True
         elif message.kind == "failed":
             upgrade.failed(message.reason)
+
+
+def _obstacle() -> str:
+    """Why this process cannot be followed by one that is no child of its parent; empty if it can."""
+    if os.getpid() == 1:
+        return "the daemon is process 1 here: its container would end with it; start another container"
+    if parent_death_signal():
+        return "who started the daemon (pointsman demo, say) ends it together with itself; start it anew there"
+    return ""
 
 
 class Following:

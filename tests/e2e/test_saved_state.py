@@ -122,16 +122,11 @@ def test_an_upgrade_takes_along_what_was_learned(tmp_path: Path) -> None:
     with launch_engines(3) as engines, started(tmp_path, engines) as gate:
         decisions(gate)
         before = decisions(gate)
-        status, answer = gate.admin("POST", "/upgrade", {"timeout_s": 30}, timeout_s=40.0)
-        try:
-            assert status == 200, answer
-            loaded = gate.wait_log("routing_state_loaded")
-            assert gate.process.wait(10) == 0
-            after = decisions(gate)
-        finally:
-            if status == 200:
-                os.kill(answer["pid"], signal.SIGTERM)
-                gate.wait_until("the new one has ended", lambda: not Path(f"/proc/{answer['pid']}").exists())
+        done = gate.upgrade()
+        assert done.returncode == 0, done.stderr
+        loaded = gate.wait_log("routing_state_loaded")
+        assert gate.process.wait(10) == 0
+        after = decisions(gate)
     assert loaded["workers"] == 3
     assert hit_share(after) == hit_share(before) > 0.95
 
