@@ -31,9 +31,9 @@ class Allowance:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was given in the same moment
+            if not turn.cancelled():  # it was given in the same moment
                 self._leave()
-            else:
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 

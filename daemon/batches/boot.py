@@ -20,17 +20,12 @@ from aiohttp import web
 from pointsman.config import places
 from pointsman.config.settings import Settings
 from pointsman.daemon import leash
-from pointsman.daemon.batches.allowance import Allowance
 from pointsman.daemon.batches.api import Api, Quota
-from pointsman.daemon.batches.concurrency import Concurrency
 from pointsman.daemon.batches.dataport import DataPort, data_port_url
-from pointsman.daemon.batches.files import FileReader
 from pointsman.daemon.batches.ledger import Ledger
 from pointsman.daemon.batches.live import LiveTraffic
 from pointsman.daemon.batches.payloads import Payloads
-from pointsman.daemon.batches.recorder import Recorder
-from pointsman.daemon.batches.runner import Parts
-from pointsman.daemon.batches.service import Service
+from pointsman.daemon.batches.service import Service, make_parts
 from pointsman.daemon.batches.shelf import Shelf
 from pointsman.daemon.batches.tally import Tally
 from pointsman.daemon.batches.validation import Limits
@@ -117,17 +112,14 @@ class BatchProcess:
         payloads = Payloads(await asyncio.to_thread(open_store, settings.batch_store))
         internal = {"x-pointsman-internal": self._segment.internal_token.decode()}
         port = DataPort(data_port_url(settings), internal, settings.request_timeout_s)
-        parts = Parts(
-            shelf=shelf,
-            payloads=payloads,
-            reader=FileReader(payloads),
-            recorder=Recorder(shelf, payloads),
-            port=port,
-            allowance=Allowance(Concurrency(settings.batch_concurrency)),
-            tally=Tally(self._segment),
-            limits=Limits(settings.batch_max_lines, settings.max_payload_size),
+        parts = make_parts(
+            shelf,
+            payloads,
+            port,
+            Tally(self._segment),
+            Limits(settings.batch_max_lines, settings.max_payload_size),
+            concurrency=settings.batch_concurrency,
             attempts=settings.batch_line_attempts,
-            open_lines=asyncio.Semaphore(2 * settings.batch_concurrency),
         )
         service = Service(parts, int(settings.batch_ttl_s), LiveTraffic(self._segment).look)
         quota = Quota(

@@ -29,6 +29,8 @@ class DataPort:
         The gateway's own port is not asked for its certificate: it is for another name than that of the loopback.
         """
         self._url = url
+        self.trouble = ""
+        """why the last request got no answer; empty = it got one"""
         self._headers = {"Content-Type": "application/json", **headers}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0, ssl=verifies_tls),
@@ -43,12 +45,14 @@ class DataPort:
                 self._url + path, data=body, headers=headers, allow_redirects=False
             ) as answer:
                 data = await _bounded(answer)
+                self.trouble = ""
                 retry_after_s = parse_retry_after(answer.headers.get("Retry-After"))
                 return Answer(answer.status, answer.headers.get("X-Request-Id", request_id), data, retry_after_s)
         except TimeoutError:
-            return Unreachable("no answer in time")
+            self.trouble = "no answer in time"
         except (aiohttp.ClientError, OSError) as error:
-            return Unreachable(str(error) or type(error).__name__)
+            self.trouble = str(error) or type(error).__name__
+        return Unreachable(self.trouble)
 
     async def close(self) -> None:
         await self._session.close()

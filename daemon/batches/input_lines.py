@@ -97,3 +97,12 @@ def _missing(number: int, param: str, what: str) -> LineProblem:
 
 def _shown(value: object) -> str:
     return "missing" if value is UNSET else repr(value)[:80]
+
+
+def url_of(raw: bytes, number: int) -> str:
+    """The endpoint that a line is for. Raises LineProblem."""
+    url = _fields(raw, number).url
+    if url not in ENDPOINTS:
+        message = f"url must be one of {', '.join(ENDPOINTS)}, not {_shown(url)}"
+        raise LineProblem(number, "invalid_url", message, "url")
+    return str(url)

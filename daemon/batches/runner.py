@@ -78,6 +78,8 @@ class BatchTask:
         self._lines: set[asyncio.Task[None]] = set()
         self._questions: set[asyncio.Task[tuple[Answer | None, LineError | None]]] = set()
         """of these lines, those that have no answer yet: they may be cancelled"""
+        self._defect: BaseException | None = None
+        """that ended the task of a line: ours, so this process is replaced"""
         self.trouble = ""
         """why nothing goes on; empty = it does"""
 
@@ -189,6 +191,8 @@ class BatchTask:
             timer.cancel()
             for task in (interrupted, launching, *self._lines):
                 task.cancel()
+        if self._defect is not None:
+            raise self._defect
         if not self._interrupted.is_set():
             await self._advance(Event.ALL_DONE)
             return
@@ -212,6 +216,8 @@ class BatchTask:
     def _line_ended(self, task: asyncio.Task[None]) -> None:
         self._lines.discard(task)
         self._parts.open_lines.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._defect = self._defect or error
 
     async def _finalize(self, batch: BatchRow) -> None:
         parts, ledger = self._parts, self._parts.shelf.ledger
@@ -308,8 +314,9 @@ class BatchTask:
 
 def _outcome(question: asyncio.Task[tuple[Answer | None, LineError | None]]) -> tuple[Answer | None, LineError | None]:
     """Whatever went wrong, the line gets a cause: a defect of ours must not end its batch."""
-    error = question.exception()
-    if error is None:
+    try:
         return question.result()
-    log("line_failed", level="error", reason=repr(error))
-    return None, LineError("internal_error", repr(error))
+    except Exception as error:  # noqa: BLE001 - see above
+        problem = repr(error)
+    log("line_failed", level="error", reason=problem)
+    return None, LineError("internal_error", problem)

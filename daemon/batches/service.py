@@ -8,13 +8,19 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from pointsman.daemon.batches.concurrency import TICK_S
-from pointsman.daemon.batches.files import chunk_keys, wall_s
+from pointsman.daemon.batches.allowance import Allowance
+from pointsman.daemon.batches.concurrency import TICK_S, Concurrency
+from pointsman.daemon.batches.dataport import DataPort
+from pointsman.daemon.batches.files import FileReader, chunk_keys, wall_s
 from pointsman.daemon.batches.lifecycle import Event
 from pointsman.daemon.batches.live import Live
-from pointsman.daemon.batches.payloads import StoreTrouble
+from pointsman.daemon.batches.payloads import Payloads, StoreTrouble
+from pointsman.daemon.batches.recorder import Recorder
 from pointsman.daemon.batches.rows import BatchRow, NewBatch
 from pointsman.daemon.batches.runner import BatchTask, Parts
+from pointsman.daemon.batches.shelf import Shelf
+from pointsman.daemon.batches.tally import Tally
+from pointsman.daemon.batches.validation import Limits
 from pointsman.daemon.telemetry.logs import log
 
 CLEAN_S = 1.0
@@ -23,6 +29,24 @@ SETTLE_TURNS = 8
 """of the event loop, at a stop: from an answer's end to its line in the recorder's hands"""
 DROPPED_FILES = 16
 """deleted in one go"""
+
+
+def make_parts(
+    shelf: Shelf, payloads: Payloads, port: DataPort, tally: Tally, limits: Limits, *, concurrency: int, attempts: int
+) -> Parts:
+    """`concurrency`: requests under way at once, at most; `attempts`: of a line."""
+    return Parts(
+        shelf=shelf,
+        payloads=payloads,
+        reader=FileReader(payloads),
+        recorder=Recorder(shelf, payloads),
+        port=port,
+        allowance=Allowance(Concurrency(concurrency)),
+        tally=tally,
+        limits=limits,
+        attempts=attempts,
+        open_lines=asyncio.Semaphore(2 * concurrency),
+    )
 
 
 class Service:

@@ -55,6 +55,13 @@ def _fit(cell: str, width: int) -> str:
     return cell.ljust(width) if len(cell) <= width else cell[: width - 1] + "…"
 
 
+def progress_bar(share: float, width: int = 20) -> str:
+    """`share`: 0 … 1; never shown as full before it is."""
+    share = min(1.0, max(0.0, share))
+    filled = int(share * width)
+    return f"{'█' * filled}{'░' * (width - filled)} {int(share * 100):3d} %"
+
+
 def duration(seconds: float) -> str:
     """The two units that matter: 12 s, 3 min 5 s, 2 h 10 min, 4 d 3 h."""
     whole = max(0, int(seconds))

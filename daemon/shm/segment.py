@@ -249,6 +249,12 @@ class Segment:
         """The worker's KV capacity; 0 = not known."""
         return self.cells[self.layout.signal(slot, at.S_KV_TOKENS)]
 
+    # --- batches
+
+    def batch_count(self, word: int) -> int:
+        """One of `layout.B_*`."""
+        return self.cells[self.layout.batch_counts + word]
+
     # --- shards
 
     def gauge(self, shard: int, word: int) -> int:

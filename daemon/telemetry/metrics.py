@@ -19,7 +19,7 @@ from pointsman.config.snapshot import KEY_OTHER, MODEL_OTHER, Snapshot, WorkerSp
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry import peer_metrics, resilience_metrics, routing_metrics
+from pointsman.daemon.telemetry import batch_metrics, peer_metrics, resilience_metrics, routing_metrics
 from pointsman.daemon.telemetry.key_counts import read_key_counts
 from pointsman.daemon.telemetry.series import ROUTES, Histogram, read_histogram, read_series
 
@@ -67,6 +67,7 @@ class _SegmentCollector(Collector):
         yield from _totals(self._segment)
         yield from routing_metrics.collect(self._state, self._snapshot.workers)
         yield from resilience_metrics.collect(self._state, self._snapshot)
+        yield from batch_metrics.collect(self._segment)
         yield from _daemon(self._segment, self._info)
 
 
