@@ -1,7 +1,7 @@
 """A batch service on real SQLite files in a folder, with a gateway that is a function, and crashes at chosen moments.
 
-A crash is an exception that no code of ours handles, raised before or after the n-th step takes place: every write to the
-ledger and every call of the store is a step. Whoever crashed is thrown away, as its memory would be; the files stay.
+A crash is an exception that no code of ours handles, raised before or after the n-th step takes place: every call of
+the ledger and of the store is a step. Whoever crashed is thrown away, as its memory would be; the files stay.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Life:
         self.backend = backend or SqliteBackend(folder / "payloads.db", synchronous="normal")
         self.ledger = Ledger(folder / "ledger.db")
         self.shelf = FatefulShelf(self.ledger, self.fate)
-        store = RetransmittingStore(FatefulBackend(self.backend, self.fate), QUICK)  # type: ignore[arg-type]
+        store = RetransmittingStore(FatefulBackend(self.backend, self.fate), QUICK)
         self.payloads = Payloads(store)
         parts = make_parts(
             self.shelf, self.payloads, gateway, Tally(), Limits(1000, 100_000), concurrency=8, attempts=3
@@ -182,6 +182,10 @@ class Life:
         await self.until(is_over)
         batch: BatchRow = await self.look(self.ledger.batch, batch_id)
         return batch
+
+    def stored_keys(self) -> int:
+        assert isinstance(self.backend, SqliteBackend)
+        return self.backend.usage().keys
 
     async def content(self, file_id: str | None) -> list[dict[str, Any]]:
         if file_id is None:

@@ -1,4 +1,4 @@
-"""The process may die before or after any step: the next one goes on, and every custom_id ends with exactly one line."""
+"""The process may die before or after any step: the next one goes on, and every custom_id gets exactly one line."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ async def live_and_die(folder: Path, deaths: list[tuple[int, bool]]) -> None:
     await life.end()
     finished: set[str] = set()
     """prompts whose line was marked before a death: never asked again"""
+    done = batch
     for step, is_after in [*deaths, (0, False)]:
         asked_before = dict(gateway.asked)
         fate = Fate()
@@ -56,7 +57,7 @@ async def live_and_die(folder: Path, deaths: list[tuple[int, bool]]) -> None:
         return not await life.look(life.ledger.dropped_files, 10)
 
     await life.until(is_clean)
-    keys = life.backend.usage().keys
+    keys = life.stored_keys()
     await life.end()
     assert [line["custom_id"] for line in output] == [f"id-{n}" for n in range(24) if n != 3]
     assert [line["custom_id"] for line in errors] == ["id-3"]

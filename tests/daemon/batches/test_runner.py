@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ async def test_every_line_has_its_answer_in_the_order_of_the_input(begin: Begin)
     assert answers == prompts
     assert set(life.gateway.asked.values()) == {1}
     assert life.gateway.most_at_once <= 8
-    assert life.backend.usage().keys == 2, "input and output, a chunk each; the results are gone"
+    assert life.stored_keys() == 2, "input and output, a chunk each; the results are gone"
 
 
 async def test_lines_that_share_a_prefix_are_asked_one_after_the_other(begin: Begin) -> None:
@@ -64,7 +65,7 @@ async def test_lines_that_share_a_prefix_are_asked_one_after_the_other(begin: Be
     prompts = [f"{'ABCD'[n % 4] * 300} {n}" for n in range(40)]
     await life.until_final((await life.submit(jsonl(prompts))).id)
     heads = [prompt[0] for prompt in life.gateway.order]
-    assert sum(a != b for a, b in zip(heads, heads[1:], strict=False)) < 3 * 4
+    assert sum(a != b for a, b in pairwise(heads)) < 3 * 4
 
 
 async def test_failures_have_their_cause_and_retries_their_end(begin: Begin) -> None:
@@ -274,7 +275,7 @@ async def test_unfinished_uploads_and_dropped_files_are_removed(begin: Begin) ->
         return not await life.look(life.ledger.dropped_files, 10)
 
     await life.until(is_clean)
-    assert life.backend.usage().keys == 0
+    assert life.stored_keys() == 0
 
 
 async def test_two_batches_share_the_allowance(begin: Begin) -> None:
