@@ -182,6 +182,7 @@ class ControlService:
         return SavedStateView(path=str(saved.path), bytes=saved.size_bytes, seconds=saved.seconds)
 
     async def pause(self, mode: str, reason: str) -> PauseView:
+        self.upgrader.check_none()
         return await self.pauser.pause(mode, reason)
 
     def resume(self) -> PauseView:

@@ -16,6 +16,7 @@ from pointsman.daemon.control.channel import Channel
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.pause import Mode, Pause
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.version import VERSION
 
@@ -34,10 +35,19 @@ class Upgrader:
         for kind in ("upgraded", "upgrade_refused", "upgrade_failed"):
             channel.on(kind, lambda message, _: self._heard(message))
 
+    def check_none(self) -> None:
+        """What must not happen while another daemon takes over. Raises RequestError 409."""
+        if self._outcome is not None:
+            raise _error(409, "UPGRADE_RUNS", "an upgrade is under way; ask again when it is over")
+
     async def run(self, timeout_s: float) -> UpgradeView:
         """Raises RequestError: 409 not now, 500 it failed, and this daemon goes on."""
         if self._outcome is not None:
             raise _error(409, "UPGRADE_REFUSED", "another upgrade is under way")
+        if Pause(self._segment).mode is not Mode.RUNNING:
+            raise _error(
+                409, "UPGRADE_REFUSED", "the gateway is paused, and the next one would not be: resume it first"
+            )
         started = time.monotonic()
         self._outcome = asyncio.get_running_loop().create_future()
         self._channel.send(Message("upgrade", timeout_s=timeout_s))

@@ -106,7 +106,7 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
             client_of_each(gate.pids("shard"), address_of(gate)) as idle,
         ):
             for client in streams.values():
-                client.sock.sendall(stream_of(5.0))
+                client.sock.sendall(stream_of(8.0))
                 assert client.read_head()[":status"] == "200"
             answer = upgraded(gate)
             assert answer["in_flight"] == 2

@@ -20,7 +20,7 @@ from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, completion, request
 UPGRADES = 10
 STREAMS = 6
 """begun before each upgrade, ended after it"""
-TOKENS = 100
+TOKENS = 300
 TOKEN_S = 0.05
 ONCE = request({"model": "sim-model", "prompt": "count", "max_tokens": 1}, headers={"Connection": "close"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -110,3 +111,25 @@ async def test_a_state_file_that_this_version_cannot_read_is_left_to_the_other_o
         assert "cannot be read by this version: version 99" in new.log_path.read_text()
         assert file.read_text() == content
         assert [path.name for path in file.parent.glob(f"{FILE_NAME}*")] == [FILE_NAME]
+
+
+async def test_no_upgrade_while_paused_and_no_pause_during_an_upgrade(tmp_path: Path, workers: list[Engine]) -> None:
+    """The next daemon would not be paused, and what the old one holds would never be sent."""
+    async with supervisor(tmp_path, workers=(workers[0].url,)) as daemon:
+        await daemon.start()
+        status, _ = await daemon.call("POST", "/pause", {"mode": "hold"})
+        assert status == 504, "it is in force, though there are no shards to say so"
+        status, answer = await daemon.call("POST", "/upgrade")
+        assert (status, answer["code"]) == (409, "UPGRADE_REFUSED")
+        assert "resume it first" in answer["error"]
+        assert (await daemon.call("POST", "/resume"))[0] == 200
+
+        upgrading = asyncio.create_task(daemon.call("POST", "/upgrade"))
+        await until(lambda: "upgrade" in daemon.heard)
+        status, answer = await daemon.call("POST", "/pause", {"mode": "hold"})
+        assert (status, answer["code"]) == (409, "UPGRADE_RUNS")
+        daemon.say("upgrade_failed", reason="it was not to be")
+        status, answer = await upgrading
+        assert (status, answer["code"]) == (500, "UPGRADE_FAILED")
+        assert "it was not to be" in answer["error"]
+        assert daemon.heard.count("upgrade") == 1
