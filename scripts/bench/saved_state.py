@@ -3,9 +3,9 @@
 
     .venv/bin/python scripts/bench/saved_state.py [--size-mib 256] [--prompt-bytes 16384] [--seconds 5]
 
-Fills an index, each prompt at one of 8 workers and with the ghost, as the router does. Then a process like a shard
-matches and inserts 32 KB prompts all the time, first alone, then while another one saves again and again; shown is how
-long it waited for the mutex. Last, a fresh index is loaded from the file.
+Fills an index, each prompt at one of 8 workers and with the ghost, as the router does; saves it, and loads a fresh one
+from the file. Then a process like a shard matches and inserts 32 KB prompts all the time, first alone, then while
+another one saves again and again: shown is how long it waited for the mutex.
 """
 
 from __future__ import annotations
@@ -87,9 +87,11 @@ def show(what: str, told: tuple[list[float], int]) -> None:
 
 
 async def save_for(saver: StateSaver, seconds: float) -> None:
-    until, walls, sizes = time.monotonic() + seconds, [], []
+    until = time.monotonic() + seconds
+    walls: list[float] = []
+    sizes: list[int] = []
     before = time.process_time()
-    while time.monotonic() < until:
+    while not walls or time.monotonic() < until:
         saved = await saver.save()
         walls.append(saved.seconds)
         sizes.append(saved.size_bytes)
@@ -124,7 +126,6 @@ def main() -> None:
     print(f"{totals['blocks_used']} blocks, {totals['holdings_used']} of them held")
     ours, theirs = Pipe()
     shard = Process(target=hammer, args=(state.index.fd, theirs), daemon=True)
-    shard.start()
 
     def since_last() -> tuple[list[float], int]:
         ours.send("tell")
@@ -136,6 +137,9 @@ def main() -> None:
         registry = Registry(WORKERS, str)
         scraper = Scraper(segment, None, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
         saver = StateSaver(state, settings, registry, scraper, Residency(state, settings, lambda: Snapshot(0)))
+        asyncio.run(save_for(saver, 0))
+        load(Path(directory) / saved_state.FILE_NAME, arguments.size_mib)
+        shard.start()
         since_last()
         time.sleep(arguments.seconds)
         show("alone", since_last())
@@ -143,7 +147,6 @@ def main() -> None:
         show("while saving", since_last())
         ours.send("end")
         shard.join(5)
-        load(Path(directory) / saved_state.FILE_NAME, arguments.size_mib)
 
 
 if __name__ == "__main__":
