@@ -1,0 +1,54 @@
+"""Batches as a client makes them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from openai import OpenAI
+from openai.types import Batch
+
+from tests.fakes.gateway import Gateway
+
+MODEL = "sim-model"
+FINAL = ("completed", "failed", "expired", "cancelled")
+_Endpoint = Literal["/v1/chat/completions"]
+
+
+def client_of(gate: Gateway, key: str = "sk-one", *, max_retries: int = 0) -> OpenAI:
+    return OpenAI(base_url=f"{gate.url}/v1", api_key=key, max_retries=max_retries)
+
+
+def chat_line(custom_id: str, text: str = "hello", **body: Any) -> dict[str, Any]:
+    request = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 4, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": request}
+
+
+def jsonl(lines: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def submit(client: OpenAI, lines: Sequence[dict[str, Any]], endpoint: str = "/v1/chat/completions") -> Batch:
+    """Uploads and creates."""
+    file = client.files.create(file=("in.jsonl", jsonl(lines)), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=cast("_Endpoint", endpoint), completion_window="24h")
+
+
+def until_final(client: OpenAI, batch_id: str, timeout_s: float = 30.0) -> Batch:
+    deadline = time.monotonic() + timeout_s
+    waiting = threading.Event()
+    while True:
+        batch = client.batches.retrieve(batch_id)
+        if batch.status in FINAL:
+            return batch
+        assert time.monotonic() < deadline, batch
+        waiting.wait(0.05)
+
+
+def content(client: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
+    if file_id is None:
+        return []
+    return [json.loads(line) for line in client.files.content(file_id).read().splitlines()]
