@@ -13,7 +13,7 @@ import msgspec
 
 from pointsman.config.snapshot import MAX_TOKENS
 
-DEFAULT_UPGRADE_TIMEOUT_S = 30.0
+DEFAULT_UPGRADE_TIMEOUT_S = 60.0
 MAX_UPGRADE_TIMEOUT_S = 600.0
 Role = Literal["regular", "prefill", "decode"]
 WorkerStatus = Literal["pending", "ready", "not_ready", "draining"]

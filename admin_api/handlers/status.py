@@ -32,7 +32,7 @@ GET    /config                generation, source, hash, last reload
 POST   /config/reload         read the files again
 POST   /pause                 {{"mode": "hold" or "reject", "reason": "…"}}: from its answer on no request starts
 POST   /resume                requests go on
-POST   /upgrade               {{"timeout_s": 30}}: the installed version takes over; answered when it has, or could not
+POST   /upgrade               {{"timeout_s": 60}}: the installed version takes over; answered when it has, or could not
 POST   /state/snapshot        write what routing has learned to the state directory, now
 POST   /record                {{"minutes": 10}}: the traffic as lines of a trace (lengths, times, hashes; no text)
 DELETE /record                end that early

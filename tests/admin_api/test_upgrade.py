@@ -19,7 +19,7 @@ Connect = Callable[[web.Application], Awaitable[Any]]
 WORKER = {"url": "http://10.0.0.1:8000"}
 
 
-@pytest.mark.parametrize(("body", "timeout_s"), [(None, 30.0), ({}, 30.0), ({"timeout_s": 5}, 5.0)])
+@pytest.mark.parametrize(("body", "timeout_s"), [(None, 60.0), ({}, 60.0), ({"timeout_s": 5}, 5.0)])
 async def test_it_is_answered_when_it_is_over(
     client: Any, port: FakeControlPort, body: dict[str, float] | None, timeout_s: float
 ) -> None:
