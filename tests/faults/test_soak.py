@@ -1,6 +1,6 @@
 """Overload, and processes that die all the time: minutes of it with scripts/soak, a short form of each otherwise.
 
-POINTSMAN_SOAK_MINUTES says how long each scenario runs.
+POINTSMAN_SOAK_MINUTES says how long each scenario runs. Bounds of time hold on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from itertools import cycle
@@ -32,12 +34,17 @@ from tests.fakes.traffic import completion, shards_of_connections
 SOAK_S = 60 * float(os.environ.get("POINTSMAN_SOAK_MINUTES", "0"))
 DEADLINE_S = 10.0
 MIB = 2**20
-pytestmark = pytest.mark.timeout(120 + 3 * SOAK_S)
+pytestmark = pytest.mark.timeout(180 + 4 * SOAK_S)
 
 
 def pause(seconds: float) -> None:
     """Let the load run: that long is what is measured."""
     threading.Event().wait(seconds)
+
+
+def crowding() -> float:
+    """How many times longer things take because others use the processors, too; 1 on a machine of our own."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 # --- overload
@@ -82,6 +89,42 @@ def goodput(samples: Sequence[Sample]) -> float:
     return sum(sample.status == 200 and sample.ended <= last for sample in samples) / (last - first)
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one overload came to. Seconds are the 99th percentiles."""
+
+    peak: float
+    """Good answers a second with as many clients as permits."""
+    goodput: float
+    at_ease_s: float
+    """From admission to end, at 0.8 of the peak."""
+    admitted_s: float
+    """The same, at three times the peak."""
+    shed_s: float
+
+    def is_in_time(self) -> bool:
+        return (
+            self.goodput >= 0.9 * self.peak
+            and self.admitted_s <= 2 * self.at_ease_s
+            and self.shed_s < 0.02 * crowding()
+        )
+
+
+def overload(gate: Gateway) -> Round:
+    """As many clients as permits, 0.8 of what that gives, three times what it gives."""
+    ease_s, overload_s = max(5, min(SOAK_S / 4, 15)), max(10, min(SOAK_S, 60))
+    full, _ = observed(gate, ease_s, clients=PERMITS)
+    peak = goodput(full)
+    _, at_ease = observed(gate, ease_s, per_s=0.8 * peak)
+    samples, admitted = observed(gate, overload_s, per_s=3 * peak)
+    seen = statuses(samples)
+    assert set(seen) <= {200, 408, 429}
+    assert seen[429] > len(samples) / 2
+    shed = share((sample.took_s for sample in samples if sample.status == 429), 0.99)
+    print(f"\noffered {3 * peak:.0f}/s: {dict(seen)}")
+    return Round(peak, goodput(samples), share(at_ease, 0.99), share(admitted, 0.99), shed)
+
+
 def test_overload_costs_those_who_are_shed_and_nobody_else(engines: list[str]) -> None:
     """Three times what the engines can do: they still do it, in their usual time, and the others hear at once."""
     with gateway_with({}, SHED, "--policy", "least_request", workers=engines) as (gate, _):
@@ -89,26 +132,18 @@ def test_overload_costs_those_who_are_shed_and_nobody_else(engines: list[str]) -
         started = time.monotonic()
         observed(gate, 2, clients=PERMITS)  # the first requests make connections and pages
         before = resident_bytes(pids)
-        while True:
-            full, _ = observed(gate, max(5, min(SOAK_S / 4, 15)), clients=PERMITS)
-            peak = goodput(full)
-            _, at_ease = observed(gate, max(5, min(SOAK_S / 4, 15)), per_s=0.8 * peak)
-            samples, admitted = observed(gate, max(10, min(SOAK_S, 60)), per_s=3 * peak)
-            seen = statuses(samples)
-            shed = share((sample.took_s for sample in samples if sample.status == 429), 0.99)
+        rounds: list[Round] = []
+        is_enough = False
+        while not is_enough:
+            rounds.append(overload(gate))
             grown = resident_bytes(pids) - before
-            print(f"\npeak {peak:.0f}/s, offered {3 * peak:.0f}/s: {goodput(samples):.0f}/s, {dict(seen)}; ", end="")
-            print(f"admission to end p99 {share(admitted, 0.99):.3f} s, at 0.8 {share(at_ease, 0.99):.3f} s; ", end="")
-            print(f"shed p99 {shed * 1000:.1f} ms; memory {grown / MIB:+.1f} MiB")
-            assert set(seen) <= {200, 429, 408}
-            assert seen[429] > len(samples) / 2
-            assert goodput(samples) >= 0.9 * peak
-            assert share(admitted, 0.99) <= 2 * share(at_ease, 0.99)
-            assert shed < 0.02
+            print(f"{rounds[-1]}, memory {grown / MIB:+.1f} MiB")
             assert grown < 8 * MIB
             assert gate.pids("shard") == pids
-            if time.monotonic() - started > SOAK_S:
-                break
+            # other work on the machine may spoil a round, not most of them
+            spoilt = sum(not each.is_in_time() for each in rounds)
+            assert spoilt <= max(2, len(rounds) / 2), rounds
+            is_enough = time.monotonic() - started >= SOAK_S and spoilt <= len(rounds) / 2
         gate.wait_until("no load", lambda: gate.in_flight() == 0, 2)
         assert_none_is_held(gate)
 
@@ -232,9 +267,7 @@ def test_control_dies_again_and_again(fleet: ChaosFleet, number: signal.Signals,
                 gate.wait_log("process_stuck", pid=pid)
             took.append(wait_until("control is back", partial(is_ready, gate, "control", pid), DEADLINE_S))
     print(f"\n{number.name}, {per_s} requests/s: back after {', '.join(f'{each:.2f}' for each in took)} s")
-    # the machine may have other work to do, for some of the time
-    assert min(took) <= bound_s
-    assert max(took) <= 3 * bound_s
+    assert statistics.median(took) <= bound_s * crowding()
     assert set(statuses(samples)) <= {200}
 
 
