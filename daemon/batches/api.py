@@ -7,7 +7,6 @@ only a hash is kept. `/operator/` is not reachable through the shards: whoever m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from pointsman.daemon.batches import questions
 from pointsman.daemon.batches.files import FileWriter, wall_s
 from pointsman.daemon.batches.ledger import FileInUseError
 from pointsman.daemon.batches.lifecycle import NotPossible
+from pointsman.daemon.batches.owners import owner_of
 from pointsman.daemon.batches.payloads import PayloadLost, StoreFull, StoreTrouble
 from pointsman.daemon.batches.rows import BatchRow, FileRow
 from pointsman.daemon.batches.service import Service
@@ -25,14 +25,11 @@ from pointsman.daemon.batches.views import batch_view, file_view, list_view
 from pointsman.daemon.errors import Fault, RequestError, bad_request, not_found
 from pointsman.daemon.telemetry.logs import log
 
-KEY_HEADER = "X-Pointsman-Key"
-"""name of the API key, as a shard has checked it; never a client's"""
 MAX_BATCH_BODY = 1 << 20
 MAX_FIELD = 4096
 UPLOAD_PATIENCE_S = 10.0
 """for the store to take a part of an upload: its client waits"""
 READ_BYTES = 1 << 16
-_ANONYMOUS = "anonymous"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -77,7 +74,7 @@ class Api:
     async def _upload(self, request: web.Request) -> web.Response:
         if not request.content_type.startswith("multipart/"):
             raise bad_request("the body must be multipart/form-data with the fields purpose and file")
-        upload = _Upload(self._service, self._quota, _owner(request))
+        upload = _Upload(self._service, self._quota, owner_of(request.headers))
         try:
             file = await upload.run(request)
         except BaseException:
@@ -88,7 +85,7 @@ class Api:
     async def _files(self, request: web.Request) -> web.Response:
         page = questions.page(request.query, questions.MAX_FILES_PAGE, questions.MAX_FILES_PAGE)
         purpose = request.query.get("purpose")
-        files, has_more = await self._shelf.do(self._ledger.files, _owner(request), page, purpose)
+        files, has_more = await self._shelf.do(self._ledger.files, owner_of(request.headers), page, purpose)
         return _json(list_view([file_view(file) for file in files], has_more=has_more))
 
     async def _file(self, request: web.Request) -> web.Response:
@@ -117,7 +114,7 @@ class Api:
 
     async def _own_file(self, request: web.Request) -> FileRow:
         name = request.match_info["id"]
-        file = await self._shelf.do(self._ledger.file, name, _owner(request))
+        file = await self._shelf.do(self._ledger.file, name, owner_of(request.headers))
         if file is None:
             raise RequestError(404, "file_not_found", f"there is no file {name[:80]!r}", fault=Fault.CLIENT, param="id")
         return file
@@ -125,7 +122,7 @@ class Api:
     # --- batches
 
     async def _create(self, request: web.Request) -> web.Response:
-        owner = _owner(request)
+        owner = owner_of(request.headers)
         new = questions.new_batch(await request.read(), owner, self._quota.ttl_s)
         file = await self._shelf.do(self._ledger.file, new.input_file, owner)
         if file is None or file.purpose != questions.PURPOSE:
@@ -138,7 +135,7 @@ class Api:
         return _json(self._view(await self._service.add(new)))
 
     async def _batches(self, request: web.Request) -> web.Response:
-        return await self._list(request, _owner(request))
+        return await self._list(request, owner_of(request.headers))
 
     async def _all_batches(self, request: web.Request) -> web.Response:
         return await self._list(request, None)
@@ -161,7 +158,7 @@ class Api:
 
     async def _own_batch(self, request: web.Request) -> BatchRow:
         name = request.match_info["id"]
-        batch = await self._shelf.do(self._ledger.batch, name, _owner(request))
+        batch = await self._shelf.do(self._ledger.batch, name, owner_of(request.headers))
         if batch is None:
             problem = f"there is no batch {name[:80]!r}"
             raise RequestError(404, "batch_not_found", problem, fault=Fault.CLIENT, param="id")
@@ -228,13 +225,6 @@ class _Upload:
                 f"the files of this API key would have more than {self._quota.total_bytes} bytes (batch_quota_mib)"
             )
             raise RequestError(413, "quota_exceeded", message, fault=Fault.CLIENT, param="file", close=True)
-
-
-def _owner(request: web.Request) -> str:
-    if name := request.headers.get(KEY_HEADER):
-        return f"key:{name}"
-    token = request.headers.get("Authorization") or request.headers.get("X-Api-Key")
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest() if token else _ANONYMOUS
 
 
 def _json(value: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> web.Response:

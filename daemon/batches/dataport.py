@@ -8,6 +8,7 @@ import aiohttp
 
 from pointsman.config.settings import Settings
 from pointsman.daemon.batches.attempts import Answer, Unreachable, parse_retry_after
+from pointsman.daemon.batches.owners import KEY_HEADER
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -38,8 +39,11 @@ class DataPort:
             auto_decompress=True,
         )
 
-    async def send(self, path: str, body: bytes, request_id: str) -> Answer | Unreachable:
+    async def send(self, path: str, body: bytes, request_id: str, key: str | None) -> Answer | Unreachable:
+        """`key`: name of the API key that the request is for: it may do what the key may, and counts for it."""
         headers = {**self._headers, "X-Request-Id": request_id}
+        if key is not None:
+            headers[KEY_HEADER] = key
         try:
             async with self._session.post(
                 self._url + path, data=body, headers=headers, allow_redirects=False

@@ -35,6 +35,7 @@ from pointsman.daemon.batches.files import FileReader, wall_s
 from pointsman.daemon.batches.input_lines import request_body
 from pointsman.daemon.batches.lifecycle import Event, NotPossible, Status
 from pointsman.daemon.batches.output_lines import LineError
+from pointsman.daemon.batches.owners import key_of
 from pointsman.daemon.batches.payloads import PayloadLost, Payloads, StoreTrouble
 from pointsman.daemon.batches.recorder import Recorder, Result, result_key
 from pointsman.daemon.batches.rows import BatchRow, DoneLine, FileRow, LineRow
@@ -288,7 +289,8 @@ class BatchTask:
                     body = await self._body(file, line)
                 except PayloadLost as error:
                     return None, LineError("input_lost", str(error))
-                outcome = await parts.port.send(batch.endpoint, body, output_lines.line_id(batch.id, line.number))
+                request_id = output_lines.line_id(batch.id, line.number)
+                outcome = await parts.port.send(batch.endpoint, body, request_id, key_of(batch.owner))
             verdict = judge(outcome, attempts + 1, pauses, parts.attempts, random.random())
             if not isinstance(verdict, Again):
                 answer = outcome if isinstance(outcome, Answer) else None

@@ -1,9 +1,10 @@
 """The control process: admin API, file watcher, probes. Owns the configuration; no request ever waits for it.
 
-Theory of operation. There are three kinds of truth here, each in one place:
+Theory of operation. There are four kinds of truth here, each in one place:
 
     registry   which workers exist and who declared them (daemon/workers/registry.py)
     rules      the last good profiles file (`desired.Rules`)
+    access     the last good key file, certificates and authorities (`desired.Access`)
     segment    which workers are up, down, pending or draining, and their load: shared with the shards
 
 Whoever changes the registry or the rules calls `Publisher.publish`, which compiles both into a snapshot and returns

@@ -10,6 +10,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from pointsman.config.settings import Settings
 from pointsman.daemon.errors import key_not_allowed, no_key
 from pointsman.daemon.relay.inbound import STEERING, Inbound
+from pointsman.daemon.routing.keys import KeyRing
 from pointsman.daemon.routing.table import RoutingTable
 
 OPEN_PATHS = frozenset((b"/health", b"/liveness", b"/readiness"))
@@ -30,17 +31,26 @@ class Guard:
 
     def admit(self, request: Inbound, table: RoutingTable, peer: str) -> None:
         """Raises RequestError 401, and 403 for routing headers where they are refused."""
-        if self._needs_key and request.path not in OPEN_PATHS and not request.is_internal:
-            key = table.keys.find(request.authorization, request.api_key)
-            if key is None:
-                raise no_key(_complaint(request))
-            request.identify(key)
+        if self._needs_key and request.path not in OPEN_PATHS:
+            self._identify(request, table.keys)
         steering = request.steering
         if steering and not self._may_steer(request, peer):
             if self._refuses_headers:
                 names = ", ".join(sorted({name.decode() for name in steering}))
                 raise key_not_allowed("routing_header_not_allowed", f"not allowed from here, or with this key: {names}")
             request.drop_headers(STEERING)
+
+    def _identify(self, request: Inbound, keys: KeyRing) -> None:
+        """One of ours names the key that it asks for, and asks for itself if it names none."""
+        if not request.is_internal:
+            key = keys.find(request.authorization, request.api_key)
+        elif request.key_name is None:
+            return
+        else:
+            key = keys.named(request.key_name)
+        if key is None:
+            raise no_key(_complaint(request))
+        request.identify(key)
 
     def _may_steer(self, request: Inbound, peer: str) -> bool:
         """What the key says wins over where the request comes from."""
@@ -60,6 +70,8 @@ class Guard:
 
 
 def _complaint(request: Inbound) -> str:
+    if request.is_internal:
+        return "the API key that this was asked with is not one of this gateway's any more"
     if request.authorization is None and request.api_key is None:
         return "this needs an API key: send it as `Authorization: Bearer KEY` (or `x-api-key: KEY`)"
     return "the API key is not one of this gateway's"

@@ -82,6 +82,8 @@ class Inbound:
     """for the worker, if it has no key of its own"""
     api_key: bytes | None = None
     """the `x-api-key` header"""
+    key_name: bytes | None = None
+    """as one of ours says; nothing to be believed of others"""
     key: Key | None = None
     """whose request it is, where keys are asked for"""
     request_id = b""
@@ -188,6 +190,8 @@ class Inbound:
             self.wants_explanation = value not in (b"", b"0", b"false")
         elif key == b"x-pointsman-internal":
             self.internal_token = value
+        elif key == b"x-pointsman-key":
+            self.key_name = value
         elif key == b"x-api-key":
             if self.api_key is not None:
                 raise malformed_http("more than one X-Api-Key header")

@@ -72,6 +72,10 @@ class KeyRing:
         """`names`: Snapshot.key_names."""
         labels = {name: label for label, name in enumerate(names)}
         self._keys = {spec.digest: Key(spec, labels.get(spec.name, 0)) for spec in specs}
+        self._by_name = {key.name.encode(): key for key in self._keys.values()}
+
+    def named(self, name: bytes) -> Key | None:
+        return self._by_name.get(name)
 
     def find(self, authorization: bytes | None, api_key: bytes | None) -> Key | None:
         """By the headers `Authorization: Bearer …` or, without that, `X-Api-Key`."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AuthenticationError, OpenAI, PermissionDeniedError
+from openai import AuthenticationError, NotFoundError, OpenAI, PermissionDeniedError
+from openai.types import Batch
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.edits import EDITS, Edit, write_and_rename
@@ -421,3 +422,43 @@ def test_the_openai_sdk(engines: list[str], tmp_path: Path) -> None:
         with pytest.raises(PermissionDeniedError) as denied:
             chat(client(secret("limited")))
         assert (denied.value.code, denied.value.param) == ("model_not_allowed", "model")
+
+
+# --- batches
+
+
+def test_a_batch_may_what_its_key_may(engines: list[str], tmp_path: Path) -> None:
+    """Offline too: its models, its counters; the files of others do not exist."""
+    path = tmp_path / "keys.json"
+    path.write_bytes(keys("b", a={"models": [MODEL]}))
+    with gateway("--api-key-file", str(path), "--batch-store", "sqlite", workers=engines) as gate:
+        gate.wait_log("batches_ready")
+        ours, others = (OpenAI(base_url=f"{gate.url}/v1", api_key=secret(name), max_retries=0) for name in "ab")
+        with ours, others:
+            lines = [
+                {
+                    "custom_id": model,
+                    "method": "POST",
+                    "url": "/v1/completions",
+                    "body": {"model": model, "prompt": "x"},
+                }
+                for model in (MODEL, "gpt")
+            ]
+            data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            file = ours.files.create(file=("in.jsonl", data), purpose="batch")
+            with pytest.raises(NotFoundError):
+                others.files.retrieve(file.id)
+            made = ours.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+            batch = gate.wait_until("the batch is done", lambda: _final(ours, made.id), 30.0)
+            assert batch is not None
+            assert batch.request_counts is not None
+            assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+            told = ours.files.content(batch.error_file_id or "").read()
+            assert b"model_not_allowed" in told
+        metrics = gate.metrics()
+        assert metrics['pointsman_key_tokens_total{key="a",kind="output"}'] > 0
+
+
+def _final(client: OpenAI, name: str) -> Batch | None:
+    batch = client.batches.retrieve(name)
+    return batch if batch.status in ("completed", "failed", "expired", "cancelled") else None

@@ -128,6 +128,21 @@ def test_a_keys_user_is_not_what_the_client_says() -> None:
     assert request.header_map()["user"] == "acme"
 
 
+def test_one_of_ours_asks_in_the_name_of_a_key() -> None:
+    """And for itself without one; a name that a client sends is nothing."""
+    for name, found in ((b"a", "a"), (None, None)):
+        request = inbound(*([(b"X-Pointsman-Key", name)] if name else []))
+        request.is_internal = True
+        guard().admit(request, table(), "127.0.0.1")
+        assert (request.key and request.key.name) == found
+    gone = inbound((b"X-Pointsman-Key", b"gone"))
+    gone.is_internal = True
+    for request in (gone, inbound((b"X-Pointsman-Key", b"a"))):
+        with pytest.raises(RequestError) as caught:
+            guard().admit(request, table(), "127.0.0.1")
+        assert caught.value.status == 401
+
+
 # --- routing headers
 
 
