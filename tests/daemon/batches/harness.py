@@ -101,7 +101,7 @@ class Gateway(DataPort):
         self.hold: asyncio.Event | None = None
         self._now = 0
 
-    async def send(self, path: str, body: bytes, request_id: str) -> Answer | Unreachable:
+    async def send(self, path: str, body: bytes, request_id: str, key: str | None) -> Answer | Unreachable:
         prompt = json.loads(body)["messages"][0]["content"]
         self.asked[prompt] += 1
         self.order.append(prompt)
