@@ -71,7 +71,9 @@ async def _reach_and_run(errand: Errand, bar: _Bar) -> Outcome:
         async with asyncio.timeout(5):
             _, writer = await asyncio.open_connection(parts.hostname, port)
     except (OSError, TimeoutError) as error:
-        raise _NobodyThere(f"{errand.base_url} cannot be reached: {str(error) or 'no answer'} (see --base-url)") from None
+        raise _NobodyThere(
+            f"{errand.base_url} cannot be reached: {str(error) or 'no answer'} (see --base-url)"
+        ) from None
     writer.close()
     return await run_locally(errand, bar.show)
 

@@ -180,24 +180,22 @@ class Exchange:
                 self._take_for_key(limits, prompt_tokens)
             if plan.limits.requests_per_second:
                 self._take_request(plan)
-            if context.cells[at.H_PAUSE]:
-                self._hold(self._go_on)
-                return
-            if not self._enter(plan, prompt_tokens):
-                return
-            self._pick(prompt_tokens)
         except RequestError as error:
             self.fail(error)
             return
-        self._send()
+        if context.cells[at.H_PAUSE]:
+            self._hold(self._go_on)
+        else:
+            self._enter_and_pick(plan, prompt_tokens)
 
     def _go_on(self) -> None:
         """What `start` does, after a pause."""
-        if self.is_ended or self.plan is None:
-            return
+        if not self.is_ended and self.plan is not None:
+            self._enter_and_pick(self.plan, self.context.router.read_prompt(self.features))
+
+    def _enter_and_pick(self, plan: Plan, prompt_tokens: int) -> None:
         try:
-            prompt_tokens = self.context.router.read_prompt(self.features)
-            if not self._enter(self.plan, prompt_tokens):
+            if not self._enter(plan, prompt_tokens):
                 return
             self._pick(prompt_tokens)
         except RequestError as error:

@@ -334,3 +334,16 @@ def test_who_takes_the_place_of_one_who_left_need_not_wait_for_the_next_poll() -
     second = driven.enter(0)
     driven.leave(first)
     assert driven.leave(best) == [second]
+
+
+def test_a_pause_makes_nobody_wait_too_long() -> None:
+    line, early, late = Line(0), Waiter(), Waiter()
+    early.deadline, late.deadline = 10.0, 20.0
+    line.add(early)
+    line.add(late)
+    line.postpone(100.0)
+    assert line.expired(109.9) is None
+    assert (line.expired(110.0), line.next_deadline) == (early, 110.0)
+    line.remove(early, WaiterState.EXPIRED)
+    line.remove(late, WaiterState.EXPIRED)
+    assert len(line) == 0

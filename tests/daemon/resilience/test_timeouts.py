@@ -106,3 +106,32 @@ def test_every_deadline_has_its_ending() -> None:
         Deadline.IDLE,
         Deadline.TOTAL,
     }
+
+
+def test_clocks_of_engines_stand_still_while_the_daemon_is_paused() -> None:
+    each = watch()
+    each.sent(1000.0, paused_s=50.0)
+    assert each.look(1009.0, 0, 50.0)[0] is None
+    assert each.look(1029.9, 0, 70.0)[0] is None, "20 s of pause"
+    assert each.look(1030.1, 0, 70.0)[0] is Deadline.FIRST_TOKEN
+    each.has_answer = True
+    each.look(1031.0, 5, 70.0)
+    assert each.look(1044.0, 5, 80.0)[0] is None
+    assert each.look(1045.1, 5, 80.0)[0] is Deadline.IDLE
+    assert each.look(1100.0, 6, 155.0)[0] is Deadline.TOTAL, "the total goes on"
+
+
+def test_pings_are_due_as_long_as_nothing_has_come() -> None:
+    each = watch(TimeoutsSection(ping_s=2.0))
+    assert not each.is_ping_due(1010.0), "nothing is sent yet"
+    each.sent(1001.0)
+    assert each.first_look == 1002.0
+    assert [moment for moment in (1001.9, 1002.0, 1002.1, 1003.9, 1004.0, 1009.0) if each.is_ping_due(moment)] == [
+        1002.0,
+        1004.0,
+        1009.0,
+    ]
+    assert each.look(1009.0, 0)[1] <= 1011.0
+    each.has_answer = True
+    assert not each.is_ping_due(1020.0)
+    assert not watch(is_stream=False).is_ping_due(1e6)
