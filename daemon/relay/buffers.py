@@ -49,6 +49,11 @@ class BodyBuffers:
     def is_full(self) -> bool:
         return self._column(self._first, GAUGE_WORDS, self._shards) > self._limit
 
+    @property
+    def may_keep(self) -> bool:
+        """Whether a body may stay while its answer runs: half of the room is for those that are still being read."""
+        return 2 * self._column(self._first, GAUGE_WORDS, self._shards) <= self._limit
+
     def take(self, size: int) -> None:
         self._cells[self._cell] += size
 

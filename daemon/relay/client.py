@@ -286,6 +286,10 @@ class ClientConnection(asyncio.Protocol):
         """The body is not needed any more; may be said more than once."""
         self.context.buffers.give(request.drop_body())
 
+    def hold(self, request: Inbound, more_bytes: int) -> None:
+        """Besides its body so much is kept for the request, until the body is released."""
+        self.context.buffers.take(request.hold(more_bytes))
+
     def _pause_reading(self) -> None:
         if not self._is_reading_paused and not self.is_closed:
             self._is_reading_paused = True

@@ -16,7 +16,9 @@ it may still be retried (an error status; an event stream until its first event,
 what follows. Every attempt is a pick and a booking of its own, without the workers that failed this request.
 
 What is answered is the worker's own bytes. Once the head is out, an error can only be told by breaking the stream: a
-cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see `cut`.
+cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see `cut`. Under `streamFailure: continue`
+a broken stream goes back to "attempt failed" instead: it has a `Transcript`, which passes on whole events only, and the
+next attempt asks for the rest of its text (see `continuation`).
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from pointsman.daemon.errors import (
 )
 from pointsman.daemon.relay.aborting import abort_request
 from pointsman.daemon.relay.answers import error_event
+from pointsman.daemon.relay.continuation import Resumable, Transcript
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
@@ -66,7 +69,7 @@ from pointsman.daemon.resilience.retry import (
 )
 from pointsman.daemon.resilience.timeouts import DEADLINES, MISSED, Deadline, Watch
 from pointsman.daemon.resilience.waiting import Waiter
-from pointsman.daemon.routing.request import Features
+from pointsman.daemon.routing.request import Features, json_features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
@@ -83,6 +86,9 @@ PING = b": ping\n\n"
 PING_HEAD = ResponseHead(
     200, b"HTTP/1.1 200 OK", b"\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache", None, True, True, True
 )
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUED = b": continued on another worker\n\n"
+CONTINUED_THERE = b": continued on the same worker\n\n"
 NOT_TAKEN = -1
 """What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -124,6 +130,7 @@ class Exchange:
     status = 0
     attempts = 1
     resends = 0
+    continuations = 0
     is_exhausted = False
     """we tried again and gave up, or had no retries left: the client should not do the same at once"""
     queued_s = 0.0
@@ -150,6 +157,10 @@ class Exchange:
     _is_probe = False
     _is_pinged = False
     """our own head and a comment went out before the worker said anything"""
+    transcript: Transcript | None = None
+    """of a stream that another worker may have to continue"""
+    _rest: bytes | None = None
+    """the request for the rest of a broken stream, from the break until it is answered"""
     _pause: asyncio.TimerHandle | None = None
     _is_unchunked = False
     _task: asyncio.Task[None] | None = None
@@ -209,7 +220,7 @@ class Exchange:
             self.context.pausing.hold(self, go_on)
             self.is_held = True
         except RequestError as error:
-            self.fail(error)
+            self.give_up(error)
 
     def start_any(self) -> None:
         """For questions that any healthy worker answers (`/version`)."""
@@ -242,7 +253,7 @@ class Exchange:
         try:
             self._pick(self.context.router.read_prompt(self.features))
         except RequestError as error:
-            self.fail(error)
+            self.give_up(error)
             return
         self._send()
 
@@ -351,7 +362,7 @@ class Exchange:
             booked = router.choose_any(pool)
         elif self._is_plain(pool, plan, now):
             booked = router.choose_least_cost(
-                self.features, self.request.body_size, pool, plan, prompt_tokens, now, is_retry=is_retry
+                self.features, self._body_size, pool, plan, prompt_tokens, now, is_retry=is_retry
             )
         else:
             booked = router.choose(self._ask(plan, now), self.table, pool, plan, prompt_tokens, now)
@@ -379,7 +390,7 @@ class Exchange:
         if plan.expected_cost is None or request.has_routing_headers:
             headers = request.header_map()
             self.asked_strategy = plan.selection.asked_in(headers)
-        return Ask(self.features, request.body_size, headers, wants_explanation, self.attempts > 1)
+        return Ask(self.features, self._body_size, headers, wants_explanation, self.attempts > 1)
 
     def _unbook(self, now: float, tokens: int | None, *, was_computed: bool, verdict: int = NEUTRAL) -> None:
         booked, self.booked = self.booked, None
@@ -391,6 +402,10 @@ class Exchange:
             context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], now)
 
     # --- sending
+
+    @property
+    def _body_size(self) -> int:
+        return self.request.body_size if self._rest is None else len(self._rest)
 
     def _send(self) -> None:
         if self.is_ended:
@@ -435,10 +450,14 @@ class Exchange:
             pool.authority,
             request.passing_lines(),
             pool.authorization or request.authorization,
-            request.body_size if request.has_body else None,
+            self._body_size if request.has_body else None,
             request.request_id,
         )
-        connection.send(self, head, request.body() if request.body_size else b"")
+        if self._rest is not None:
+            connection.send(self, head, self._rest)
+            self._watch_again(now)
+        else:
+            connection.send(self, head, request.body() if request.body_size else b"")
 
     def _connect_failed(self, worker: WorkerSpec, error: OSError) -> None:
         self._task = None
@@ -458,14 +477,18 @@ class Exchange:
     # --- attempts that fail
 
     def _attempt_failed(self, outcome: Outcome, error: RequestError) -> None:
-        """Nothing of an answer is out, and the worker's connection is this exchange's no more."""
+        """Nothing of an answer is out, or `_rest` asks for what is missing. The worker's connection is given up."""
         step = self._next_step(outcome)
         if isinstance(step, GiveUp):
             self._note_given_up(step)
             self._release_attempt(outcome)
-            self._finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
+            self.give_up(error)
             return
         self._retry(step, outcome)
+
+    def give_up(self, error: RequestError) -> None:
+        """No attempt follows."""
+        self._finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
 
     def _next_step(self, outcome: Outcome) -> Retry | GiveUp:
         """What follows a failed attempt; a retry is paid for."""
@@ -477,7 +500,7 @@ class Exchange:
             self.request.started,
             self.attempts,
             self.resends,
-            self.head is not None,
+            self.head is not None and self._rest is None,
             pool is not None and context.resilience.has_other(pool, failed, now),
             self.watch.ends_at,
         )
@@ -570,13 +593,19 @@ class Exchange:
         outcome = first_event_error(data, position)
         if outcome is not None and self._is_retried(outcome, head, framing, data, position):
             return NOT_TAKEN
-        return self._open(head, framing, data, position)
+        return self._open(head, framing, data, position, has_failed=outcome is not None)
 
-    def _open(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+    def _open(
+        self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, *, has_failed: bool = False
+    ) -> int:
         """Pass the answer on, from here to its end."""
-        request = self.request
-        self.client.release_body(request)
-        self.features.prompt = ()  # spans of the body
+        if self._rest is not None:
+            return self._open_rest(head, framing, data, position, has_failed=has_failed)
+        request, plan = self.request, self.plan
+        if plan is not None and plan.stream_failure == "continue" and not has_failed:
+            self.transcript = self._begin_transcript(head)
+        if self.transcript is None:
+            self._forget_body()
         if self.client.is_write_paused:
             self.pause_upstream()
         if self._is_pinged:
@@ -593,7 +622,8 @@ class Exchange:
             head, is_http_1_0=request.is_http_1_0, keep_alive=self.is_keep_alive, own_headers=own_headers(self)
         )
         available = len(data) - position
-        if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or self._is_unchunked:
+        is_read = self._is_unchunked or self.transcript is not None
+        if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or is_read:
             self._head_written(head, out)
             return position if framing.is_done or available == 0 else self.body_received(framing, data, position)
         end = framing.feed(data, position)  # before anything is written: nonsense can still become a 502
@@ -608,7 +638,7 @@ class Exchange:
         if self.request.is_http_1_0 or self.upstream is None or self._held_data:
             return
         out = b"%x\r\n%b\r\n" % (len(PING), PING)
-        if not self._is_pinged:
+        if self.head is None:
             self._is_pinged = True
             self.is_keep_alive = self.request.keep_alive and not self.context.closes_connections
             self.head, self.status, self.framing = PING_HEAD, 200, BodyFraming(State.CHUNK_SIZE)
@@ -632,15 +662,20 @@ class Exchange:
         self.head, self.status = head, head.status
         self.watch.has_answer = True
         self.client.transport.write(out)
+        self._tell_probe(head.status)
+
+    def _tell_probe(self, status: int) -> None:
         if self._is_probe and self.booked is not None:
             self._is_probe = False  # told once; what breaks later is told anew
-            verdict = verdict_of(head.status)
-            self.context.resilience.record(self.booked.slot, self.booked.ticket, verdict, self.context.now())
+            now = self.context.now()
+            self.context.resilience.record(self.booked.slot, self.booked.ticket, verdict_of(status), now)
 
     def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns what `head_received` does."""
         if self._held is not None:
             return self._first_event(self._held, framing, data, position)
+        if self.transcript is not None:
+            return self._pass_events(self.transcript, framing, data, position)
         transport = self.client.transport
         if self._is_unchunked:
             pieces: list[bytes] = []
@@ -676,7 +711,8 @@ class Exchange:
         if self._held is not None and self.framing is not None:  # a stream that ended before its first event
             self._open(self._held, self.framing, self._held_data, 0)
         self.upstream = None
-        self._end(self.status, Ending.COMPLETE)
+        if self.transcript is None or self._is_told_to_the_end(self.transcript):
+            self._end(self.status, Ending.COMPLETE)
 
     def closed_unanswered(self, was_reused: bool) -> None:
         """The connection ended without one byte of an answer.
@@ -690,16 +726,124 @@ class Exchange:
 
     def answer_broken(self, reason: str) -> None:
         error = bad_answer(reason)
-        if self.head is None:
-            upstream, self.upstream = self.upstream, None
-            if upstream is not None:
-                upstream.abandon()
+        if self.head is None or self._ask_for_rest():
+            self._abandon_upstream()
             self._attempt_failed(Outcome(OutcomeKind.RESET), error)
             return
         context = self.context
         if self.worker is not None:
             context.words.add(context.segment.layout.load(context.shard, self.worker.slot, at.L_FAILURES), 1)
         self.cut(error, Ending.WORKER_BROKE)
+
+    # --- a stream that may be continued
+
+    def _begin_transcript(self, head: ResponseHead) -> Transcript | None:
+        """None: the ordinary way."""
+        request, context = self.request, self.context
+        if not (head.status == 200 and head.is_event_stream and head.is_chunked) or request.is_http_1_0:
+            return None
+        if head.header(b"content-encoding") is not None or not context.buffers.may_keep:
+            return None
+        resumable = Resumable.read(self.route.path, request.body())
+        return None if resumable is None else Transcript(resumable)
+
+    def _pass_events(self, transcript: Transcript, framing: BodyFraming, data: bytes, position: int) -> int:
+        """What `body_received` does. The chunks are ours; nothing but whole events goes out."""
+        pieces: list[bytes] = []
+        end = framing.feed(data, position, pieces)
+        self._tell(transcript.feed(b"".join(pieces)))
+        if transcript.failure is not None and self._is_failure_hidden(transcript, transcript.failure):
+            return NOT_TAKEN
+        if transcript.is_resumable:
+            self.client.hold(self.request, transcript.size_bytes)
+        elif self.request.held_bytes:
+            self._forget_body()
+        return end
+
+    def _is_failure_hidden(self, transcript: Transcript, failure: Outcome) -> bool:
+        """The worker tells an error in the middle of its stream: whether another attempt goes on in its place."""
+        withheld = transcript.withheld
+        if self._ask_for_rest():
+            step = self._next_step(failure)
+            if isinstance(step, Retry):
+                self._abandon_upstream()
+                self._retry(step, failure)
+                return True
+            self._note_given_up(step)
+        transcript.give_up()
+        self._tell(transcript.feed(withheld))
+        return False
+
+    def _tell(self, events: bytes) -> None:
+        if not events:
+            return
+        chunk = b"%x\r\n%b\r\n" % (len(events), events)
+        self.client.transport.write(chunk)
+        self.bytes_out += len(chunk)
+        self._note_usage(events)
+        if self.first_byte_at == 0.0 and self.head is not None:
+            self._first_byte(self.head)
+
+    def _ask_for_rest(self) -> bool:
+        """Whether the broken stream can be continued: then the next attempt does it."""
+        transcript = self.transcript
+        self._rest = None if transcript is None else transcript.resume(self.request.body())
+        if self._rest is None:
+            return False
+        self.features = json_features(self._rest)
+        return True
+
+    def _open_rest(
+        self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, *, has_failed: bool
+    ) -> int:
+        """What `_open` does, with the answer that has the rest of a broken stream."""
+        upstream, worker = self.upstream, self.worker
+        assert upstream is not None and worker is not None
+        if has_failed or head.status != 200 or not head.is_event_stream or head.header(b"content-encoding") is not None:
+            self.upstream = None
+            upstream.set_aside(head, framing, data, position)
+            self._release_attempt(Outcome(OutcomeKind.STATUS, 502 if head.status < 400 else head.status))
+            found = f"the worker {worker.url} did not go on with the stream (status {head.status})"
+            self.cut(bad_answer(found), Ending.WORKER_BROKE)
+            return NOT_TAKEN
+        self.framing, self._rest = framing, None
+        self.continuations += 1
+        self.context.count(at.G_CONTINUATIONS)
+        self._tell_probe(head.status)
+        self.watch.has_answer = True
+        if self.booked is not None:
+            self.context.router.first_token(self.booked, self.context.now())
+        if self.has_paused_upstream:
+            upstream.transport.pause_reading()
+        elif self.client.is_write_paused:
+            self.pause_upstream()
+        self._tell(CONTINUED_THERE if worker.slot in self._failed else CONTINUED)
+        return self.body_received(framing, data, position)
+
+    def _is_told_to_the_end(self, transcript: Transcript) -> bool:
+        """False: the worker's answer has ended, but not its text; what follows is on its way."""
+        if not transcript.is_whole and self._ask_for_rest():
+            error = bad_answer("the worker ended its stream in the middle of the text")
+            self._attempt_failed(Outcome(OutcomeKind.RESET), error)
+            return False
+        self._tell(transcript.rest())
+        self.client.transport.write(LAST_CHUNK)
+        return True
+
+    def _cut_transcript(self, transcript: Transcript, error: RequestError, ending: Ending, verdict: int) -> None:
+        """What `cut` does. The client has whole events; if it has all of them, nothing is broken for it."""
+        if transcript.is_complete:
+            self._tell(transcript.ending())
+            self.client.transport.write(LAST_CHUNK)
+            self._end(self.status, Ending.COMPLETE)
+            return
+        self.is_keep_alive = False
+        self._tell(error_event(error))
+        self._end(self.status, ending, verdict)
+
+    def _forget_body(self) -> None:
+        self.client.release_body(self.request)
+        self.features.prompt = ()  # spans of the body
 
     # --- what else can happen
 
@@ -726,19 +870,26 @@ class Exchange:
             self.client.transport.abort()
             self._end(self.status, Ending.TIMEOUT)
         elif deadline is Deadline.FIRST_TOKEN:
-            upstream, self.upstream = self.upstream, None
-            if upstream is not None:
-                upstream.abandon()
+            self._abandon_upstream()
             error = worker_timeout(f"the worker sent no token within {section.first_token_s:g} s", how.code)
             self._attempt_failed(Outcome(OutcomeKind.TIMEOUT), error)
         elif deadline is Deadline.IDLE:
             error = worker_timeout(f"the worker's answer stood still for {section.idle_s:g} s", how.code)
-            self.cut(error, Ending.TIMEOUT, verdict=FAILED)
+            if self._ask_for_rest():
+                self._abandon_upstream()
+                self._attempt_failed(Outcome(OutcomeKind.TIMEOUT), error)
+            else:
+                self.cut(error, Ending.TIMEOUT, verdict=FAILED)
         else:
             error = worker_timeout(f"no complete answer within {section.total_s:g} s", how.code)
             has_silent_worker = self.upstream is not None and not self.watch.has_answer
             self.is_exhausted = self.head is None
             self._finish_with(error, Ending.TIMEOUT, FAILED if has_silent_worker else NEUTRAL)
+
+    def _watch_again(self, now: float) -> None:
+        """Another deadline runs than a moment ago."""
+        paused_s = self.context.pausing.pause.paused_s(now)
+        self.context.wheel.arm(self, self.watch.look(now, self.events + self.bytes_out, paused_s)[1])
 
     def _count_timeout(self, deadline: Deadline) -> None:
         self.context.count(at.G_TIMEOUTS + DEADLINES.index(deadline))
@@ -769,8 +920,7 @@ class Exchange:
             self.has_paused_upstream = False
             now = self.context.now()
             self.watch.reads_again(now)
-            paused_s = self.context.pausing.pause.paused_s(now)
-            self.context.wheel.arm(self, self.watch.look(now, self.events + self.bytes_out, paused_s)[1])
+            self._watch_again(now)
             if self.upstream is not None:
                 self.upstream.transport.resume_reading()
 
@@ -791,6 +941,9 @@ class Exchange:
         without the final chunk. Inside a chunk, or where no event can be told, it ends at once; where the end of the
         connection *is* the end of the body, only a reset can tell.
         """
+        if self.transcript is not None:
+            self._cut_transcript(self.transcript, error, ending, verdict)
+            return
         head, framing, transport = self.head, self.framing, self.client.transport
         assert head is not None and framing is not None
         self.is_keep_alive = False
@@ -818,8 +971,10 @@ class Exchange:
         if ending is Ending.COMPLETE:
             verdict = SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)]
         was_computed = status < 400 or ending is Ending.CLIENT_LEFT
-        tokens = output_tokens(self, ending)
-        self._unbook(now, tokens, was_computed=was_computed, verdict=verdict)
+        tokens = own_tokens = output_tokens(self, ending)
+        if tokens is not None and self.transcript is not None:
+            own_tokens = max(tokens - self.transcript.spent, 0)  # of the booking that ends now
+        self._unbook(now, own_tokens, was_computed=was_computed, verdict=verdict)
         self._leave(tokens)
         if self._metered is not None:
             key, limits, estimate = self._metered
@@ -838,6 +993,11 @@ class Exchange:
         self.features.prompt = ()
         report(self, status, ending, now)
         self.client.exchange_ended(self)
+
+    def _abandon_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abandon()
 
     def _leave(self, tokens: int | None) -> None:
         """Give the permit back, or the place in the queue."""

@@ -34,6 +34,11 @@ def first_event_error(data: bytes, start: int) -> Outcome | None:
         told = orjson.loads(data[begin + 5 : end])
     except orjson.JSONDecodeError:
         return None
+    return error_told(told, is_named=is_named)
+
+
+def error_told(told: object, *, is_named: bool = False) -> Outcome | None:
+    """What an event's JSON says; `is_named`: the event's name says that it is an error."""
     if not isinstance(told, dict) or "choices" in told or not (is_named or told.get("error")):
         return None
     return Outcome(OutcomeKind.ERROR_EVENT, _status_of(told))

@@ -106,7 +106,7 @@ class Inbound:
     is_complete = False
     body_size = 0
     held_bytes = 0
-    """of body_size, what still counts against the body buffers"""
+    """what counts against the body buffers: the body, and what is held besides"""
     error: RequestError | None = None
     _passing = b""
 
@@ -310,6 +310,11 @@ class Inbound:
         joined = b"".join(chunks)
         self._chunks = [joined]
         return joined
+
+    def hold(self, more_bytes: int) -> int:
+        """So much is kept besides the body; returns by how much that is more than before."""
+        before, self.held_bytes = self.held_bytes, self.body_size + more_bytes
+        return self.held_bytes - before
 
     def drop_body(self) -> int:
         """Forget the body (once a worker answers, nobody needs it again); returns the bytes that this sets free."""

@@ -21,6 +21,7 @@ def request_line(
     bytes_in: int,
     bytes_out: int,
     resends: int,
+    continuations: int,
     reason: bytes,
     prompt_tokens: int | None,
     matched_tokens: int,

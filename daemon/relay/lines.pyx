@@ -66,12 +66,12 @@ cdef inline char *_count(char *to, object value) noexcept:
 def request_line(
     double ts_s, bytes request_id, int64_t shard, bytes client, bytes key, bytes method, bytes path, int64_t status, bytes model,
     bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts, double queue_ms, double connect_ms,
-    double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, bytes reason,
+    double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, int64_t continuations, bytes reason,
     prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end,
 ):
     """`key`, `path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without.
 
-    NaN, None: null. An empty `key`: none was asked for, and the field is left out. An empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
+    NaN, None: null. No `continuations`: left out. An empty `key`: none was asked for, and the field is left out. An empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
     """
     cdef bytes out
     cdef char *start
@@ -128,6 +128,9 @@ def request_line(
     to = _int(to, bytes_out)
     to = _put(to, b',"resends":', 11)
     to = _int(to, resends)
+    if continuations:
+        to = _put(to, b',"continuations":', 17)
+        to = _int(to, continuations)
     if reason:
         to = _put(to, b',"reason":"', 11)
         to = _bytes(to, reason)

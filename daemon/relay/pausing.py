@@ -55,6 +55,6 @@ class Pausing:
         self._context.count(at.G_HELD, -len(held))
         for exchange, go_on in held.items():
             if mode is Mode.REJECT:
-                exchange.fail(paused(self.pause.reason))
+                exchange.give_up(paused(self.pause.reason))
             else:
                 self._context.loop.call_soon(go_on)

@@ -101,8 +101,13 @@ def output_tokens(exchange: Exchange, ending: Ending) -> int | None:
         return None
     usage = exchange.usage = read_usage(exchange.usage_data)
     if usage.output_tokens is None and head.is_event_stream:
-        return max(exchange.events - 1, 1)  # an engine writes one event a token
+        return _counted_tokens(exchange)
     return usage.output_tokens
+
+
+def _counted_tokens(exchange: Exchange) -> int:
+    """An engine writes one event a token."""
+    return max(exchange.events - 1 if exchange.transcript is None else exchange.transcript.tokens, 1)
 
 
 def tokens_served(exchange: Exchange, status: int) -> tuple[int, int]:
@@ -112,7 +117,7 @@ def tokens_served(exchange: Exchange, status: int) -> tuple[int, int]:
     if prompt is None:
         prompt = decision.prompt_tokens if decision is not None and head is not None and status < 400 else 0
     if output is None:
-        output = max(exchange.events - 1, 1) if head is not None and head.is_event_stream else 0
+        output = _counted_tokens(exchange) if head is not None and head.is_event_stream else 0
     return prompt, output
 
 
@@ -140,7 +145,8 @@ def _note_decision(exchange: Exchange, decision: Booked, status: int, now: float
     context, usage, started = exchange.context, exchange.usage, exchange.request.started
     head = exchange.head
     first_byte_us = UNKNOWN
-    if exchange.first_byte_at and head is not None and head.is_event_stream and status == 200:
+    is_of_this_worker = exchange.first_byte_at and not exchange.continuations
+    if is_of_this_worker and head is not None and head.is_event_stream and status == 200:
         first_byte_us = int((exchange.first_byte_at - started) * 1e6)
     ended_us = context.wall_us(now)
     request_key = context.router.note(
@@ -162,7 +168,7 @@ def _note_decision(exchange: Exchange, decision: Booked, status: int, now: float
 def _record(exchange: Exchange, taken: Taken, model: int, status: int) -> None:
     usage, tokens = exchange.usage, exchange.usage.output_tokens
     if tokens is None and exchange.head is not None and exchange.head.is_event_stream:
-        tokens = max(exchange.events - 1, 1)
+        tokens = _counted_tokens(exchange)
     exchange.context.recording.end(
         taken,
         prompt_tokens=usage.prompt_tokens,
@@ -201,6 +207,7 @@ def _log_line(exchange: Exchange, status: int, ending: Ending, now: float) -> by
         request.body_size,
         exchange.bytes_out,
         exchange.resends,
+        exchange.continuations,
         reason_name(decision.reason).encode() if decision is not None and is_routed else b"",
         usage.prompt_tokens,
         decision.cached_tokens if decision is not None else 0,

@@ -100,7 +100,8 @@ class Watch:
         self._paused_s = paused_s
 
     def failed(self) -> None:
-        """It came to nothing; perhaps another one follows."""
+        """It came to nothing, or broke; perhaps another one follows."""
+        self.has_answer = False
         self._sent_at = math.inf
 
     def is_ping_due(self, now: float) -> bool:

@@ -18,6 +18,7 @@ from pointsman.daemon.shm.routing_state import RoutingState
 _COUNTERS = (
     (at.G_RETRIES, "pointsman_retries", "Attempts after the first one."),
     (at.G_RETRIES_EXHAUSTED, "pointsman_retries_exhausted", "Requests that failed after all attempts they may have."),
+    (at.G_CONTINUATIONS, "pointsman_continued_streams", "Broken streams that another attempt went on with."),
     (at.G_BUDGET_EMPTY, "pointsman_retry_budget_exhausted", "Retries that were not made: the budget was empty."),
 )
 _REFUSED = (

@@ -26,7 +26,7 @@ def line(**fields: Any) -> dict[str, Any]:
         "status": 200, "model": b'"m"', "is_stream": True, "profile": b'""', "policy": b"expected_cost",
         "generation": 3, "worker": b'"http://x"', "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
         "first_byte_ms": nan, "total_ms": 12.3456,
-        "bytes_in": 1, "bytes_out": 2, "resends": 0, "reason": b"prefix", "prompt_tokens": None, "matched_tokens": 0,
+        "bytes_in": 1, "bytes_out": 2, "resends": 0, "continuations": 0, "reason": b"prefix", "prompt_tokens": None, "matched_tokens": 0,
         "cached_tokens": 5, "output_tokens": None, "end": b"complete",
     }  # fmt: skip
     out = request_line(**(values | fields))
@@ -49,6 +49,10 @@ def test_names_and_values() -> None:
 def test_the_name_of_a_key_is_there_when_there_is_one() -> None:
     assert line(key=b'"team-a"')["key"] == "team-a"
     assert {name: value for name, value in line(key=b'"team-a"').items() if name != "key"} == line()
+
+
+def test_a_stream_that_was_continued_says_how_often() -> None:
+    assert line(continuations=2) == line() | {"continuations": 2}
 
 
 def test_what_was_not_routed_has_no_reason() -> None:
