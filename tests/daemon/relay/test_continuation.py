@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -207,7 +208,7 @@ def transcript(body: dict[str, Any] = CHAT_BODY, path: str = CHAT) -> Transcript
 def fed(story: Transcript, wire: bytes, cuts: list[int]) -> bytes:
     """In pieces that end at these places."""
     places = sorted({0, len(wire), *(cut % (len(wire) + 1) for cut in cuts)})
-    return b"".join(story.feed(wire[start:end]) for start, end in zip(places, places[1:], strict=False))
+    return b"".join(story.feed(wire[start:end]) for start, end in pairwise(places))
 
 
 def documents(wire: bytes) -> list[dict[str, Any]]:
@@ -234,7 +235,7 @@ def test_a_run_that_does_not_break_is_passed_on_as_it_is(texts: list[str], style
 
 @given(tokens, styles, styles, st.integers(0, 10_000), st.lists(st.integers(0, 10_000), max_size=30))
 def test_two_runs_are_told_as_one(texts: list[str], style: str, other: str, broken_at: int, cuts: list[int]) -> None:
-    """Wherever the first one breaks: the second worker is asked for exactly what is missing, and says it its own way."""
+    """Wherever the first one breaks: the second worker is asked for what is missing, and says it in its own way."""
     whole = "".join(texts)
     first = b"".join(run_of(1, texts, style)[:-2])  # without its finish
     body = CHAT_BODY | {"max_tokens": len(texts) + 1, "stream_options": {"include_usage": True}}

@@ -26,7 +26,8 @@ def line(**fields: Any) -> dict[str, Any]:
         "status": 200, "model": b'"m"', "is_stream": True, "profile": b'""', "policy": b"expected_cost",
         "generation": 3, "worker": b'"http://x"', "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
         "first_byte_ms": nan, "total_ms": 12.3456,
-        "bytes_in": 1, "bytes_out": 2, "resends": 0, "continuations": 0, "reason": b"prefix", "prompt_tokens": None, "matched_tokens": 0,
+        "bytes_in": 1, "bytes_out": 2, "resends": 0, "continuations": 0, "reason": b"prefix",
+        "prompt_tokens": None, "matched_tokens": 0,
         "cached_tokens": 5, "output_tokens": None, "end": b"complete",
     }  # fmt: skip
     out = request_line(**(values | fields))

@@ -37,6 +37,7 @@ NAMES = {
     "pointsman_worker_breaker_state": ("gauge", "worker"),
     "pointsman_worker_breaker_openings_total": ("counter", "worker"),
     "pointsman_retries_total": ("counter", ""),
+    "pointsman_continued_streams_total": ("counter", ""),
     "pointsman_retries_exhausted_total": ("counter", ""),
     "pointsman_retry_budget_exhausted_total": ("counter", ""),
     "pointsman_retry_budget": ("gauge", ""),
