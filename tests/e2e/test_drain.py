@@ -252,3 +252,20 @@ def test_a_removed_worker_is_drained_first() -> None:
         status, answer = gate.admin("DELETE", f"{one(other)}?force=1")
         assert f"{len(there)} requests are ended" in answer["message"]
         assert are_cut(there)
+
+
+def test_a_drain_survives_an_upgrade_and_does_not_touch_what_runs() -> None:
+    with drained_with_streams() as (gate, drained, here, there):
+        gate.admin("POST", f"{one(drained)}/drain", {"deadline_s": 3600})
+        status, answer = gate.admin("POST", "/upgrade", {"timeout_s": 30}, timeout_s=40.0)
+        assert status == 200, answer
+        try:
+            gate.wait_until("the new one answers", lambda: status_of(gate, drained) == "draining")
+            assert drained not in asked(gate, 10)
+            assert goes_on(here) and goes_on(there)
+        finally:
+            for client in (*here, *there):
+                client.sock.close()
+            os.kill(answer["pid"], signal.SIGTERM)
+            gate.wait_until("it has ended", lambda: not Path(f"/proc/{answer['pid']}").exists())
+        assert gate.process.wait(10) == 0
