@@ -316,7 +316,7 @@ def test_an_open_breaker_goes_on_where_it_was(away_s: float, state: State) -> No
     before.request(BAD, BAD, BAD)
     before.now += 10.0
     told = saved(before.words, before.now)
-    assert told == SavedBreaker(10.0, 1)
+    assert told is not None and told == SavedBreaker(10.0, 1)
     after.now = 7.0  # another boot: the monotonic clock began anew
     recall(after.words, told, after.now, away_s)
     assert after.state() is state
@@ -331,7 +331,7 @@ def test_a_half_open_breaker_comes_back_with_its_probe_due() -> None:
     before.half_open()
     assert before.acquire() is not None
     told = saved(before.words, before.now)
-    assert told == SavedBreaker(None, 1)
+    assert told is not None and told == SavedBreaker(None, 1)
     recall(after.words, told, after.now, 0.0)
     assert after.state() is State.HALF_OPEN
     assert after.acquire() is not None
