@@ -20,6 +20,7 @@ from pointsman.admin_api.auth import AdminAuth, authenticator
 from pointsman.admin_api.changes import CHANGING, Changes, counted
 from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
 from pointsman.admin_api.handlers.config import ConfigHandlers
+from pointsman.admin_api.handlers.docs import DocsHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
 from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
@@ -66,6 +67,7 @@ def build_app(
     )
     for handlers in every:
         app.add_routes(handlers(port).routes())
+    app.add_routes(DocsHandlers().routes())
     app.on_response_prepare.append(_set_headers)
     return app
 

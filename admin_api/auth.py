@@ -24,7 +24,7 @@ from pointsman.admin_api.tokens import TokenStore
 from pointsman.daemon.errors import RequestError
 from pointsman.daemon.telemetry.logs import log
 
-PUBLIC_PATHS = frozenset({"/health"})
+PUBLIC_PATHS = frozenset({"/health", "/docs", "/openapi.json", "/openapi-data.json"})
 
 
 class AdminAuth(Protocol):

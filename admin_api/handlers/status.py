@@ -14,7 +14,9 @@ pointsman {VERSION}, admin API
 
 GET    /status                what runs, and how
 GET    /metrics               for Prometheus
-GET    /health                200 while this process lives; the only one that asks for no token
+GET    /health                200 while this process lives; asks for no token
+GET    /docs                  all of this for browsers, without a token; as OpenAPI: /openapi.json , and of the port
+                              that clients connect to: /openapi-data.json
 GET    /workers               ?model=NAME  ?state=draining|all
 POST   /workers               {{"url": "http://HOST:PORT", "models": […], "weight": 1, "labels": {{…}}, "api_key": "…"}}
 GET    /workers/ID            ID is the worker's id, or its URL (percent-encoded)

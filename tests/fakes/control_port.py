@@ -60,10 +60,17 @@ def error(status: int, code: str, message: str) -> RequestError:
     return RequestError(status, code, message, fault=Fault.CLIENT)
 
 
+def _canonical(url: str) -> str:
+    try:
+        return canonical_url(url)
+    except ValueError as problem:
+        raise error(400, "BAD_REQUEST", f"url: {problem}") from None
+
+
 def view(request: WorkerRequest, number: int) -> WorkerView:
     return WorkerView(
         id=f"00000000-0000-4000-8000-{number:012}",
-        url=canonical_url(request.url),
+        url=_canonical(request.url),
         worker_type=request.worker_type,
         bootstrap_port=request.bootstrap_port,
         models=request.models,
@@ -158,7 +165,7 @@ class FakeControlPort:
 
     def explain(self, asked: ExplainRequest) -> dict[str, Any]:
         self._note("explain", asked)
-        return {"worker": None}
+        return {"worker": None, "candidates": []}
 
     def decisions(self, limit: int, key: str | None) -> list[dict[str, Any]]:
         self._note("decisions", (limit, key))
@@ -262,6 +269,8 @@ class FakeControlPort:
 
     async def fan_out(self, request: FanoutRequest) -> FanoutView:
         self._note("fan_out", request)
+        if request.body and not request.body.lstrip().startswith(b"{"):
+            raise error(400, "BAD_REQUEST", "expected a JSON object")
         return FanoutView(operation=request.operation, timeout_s=request.timeout_s or 30.0, results=self.told)
 
     async def engine_loads(self, request: FanoutRequest) -> LoadsView:
