@@ -21,8 +21,17 @@ from pointsman.admin_api.openapi.document import (
     Shape,
     document,
 )
-from pointsman.admin_api.ports import ConfigView, SavedStateView, StatusView, UpgradeView
-from pointsman.admin_api.schemas import ExplainBody, PatchBody, RecordBody, UpgradeBody, WorkerBody
+from pointsman.admin_api.ports import ConfigView, PauseView, SavedStateView, StatusView, UpgradeView
+from pointsman.admin_api.schemas import (
+    MAX_DRAIN_S,
+    DrainBody,
+    ExplainBody,
+    PatchBody,
+    PauseBody,
+    RecordBody,
+    UpgradeBody,
+    WorkerBody,
+)
 
 ABOUT = Description(
     title="pointsman, admin API",
@@ -155,6 +164,29 @@ _STATE = (
     ),
 )
 
+_PAUSE = (
+    _operation(
+        "POST",
+        "/pause",
+        "state",
+        "Let no request start at an engine",
+        {
+            200: _json(PauseView, "From now on none does, in any shard."),
+            409: _error(409, "UPGRADE_RUNS: another daemon is taking over."),
+            504: _error(504, "PAUSE_NOT_ACKNOWLEDGED: paused, but a shard is silent."),
+        },
+        description="Requests wait (hold), or are answered 503 (reject); docs/pause.md.",
+        body=Body(PauseBody, required=False, example={"mode": "hold", "reason": "new weights"}),
+    ),
+    _operation(
+        "POST",
+        "/resume",
+        "state",
+        "Let them start again",
+        {200: _json(PauseView, "Held ones go on, in order."), 409: _error(409, "NOT_PAUSED")},
+    ),
+)
+
 _WORKERS = (
     _operation(
         "GET",
@@ -220,7 +252,45 @@ _WORKERS = (
         "workers",
         "Remove a worker",
         {202: _json(shapes.Accepted, "No shard picks it any more."), 404: _NO_WORKER, 409: _OF_A_FILE},
-        description="Its running requests end.",
+        description="Its running requests end, in their own time unless a parameter says otherwise.",
+        parameters=(
+            _WORKER,
+            Parameter(
+                "deadline_s",
+                "query",
+                "What still runs then is ended.",
+                {"type": "number", "minimum": 0, "maximum": MAX_DRAIN_S},
+            ),
+            Parameter(
+                "force", "query", "End what runs at once.", {"type": "string", "enum": ["0", "1", "false", "true"]}
+            ),
+        ),
+    ),
+    _operation(
+        "POST",
+        "/workers/{key}/drain",
+        "workers",
+        "Give a worker no new requests, until it is undrained",
+        {
+            202: _json(shapes.Accepted, "No shard picks it any more."),
+            404: _NO_WORKER,
+            409: _error(409, "WORKER_DRAINING: it was removed."),
+            500: _error(500, "STATE_NOT_SAVED: it is not drained."),
+        },
+        description="What still runs at the deadline is ended (close) or left alone (keep).",
+        parameters=(_WORKER,),
+        body=Body(DrainBody, required=False, example={"deadline_s": 300}),
+    ),
+    _operation(
+        "POST",
+        "/workers/{key}/undrain",
+        "workers",
+        "Give it requests again",
+        {
+            200: _json(shapes.Accepted, "When it is healthy."),
+            404: _NO_WORKER,
+            409: _error(409, "WORKER_DRAINING: it was removed."),
+        },
         parameters=(_WORKER,),
     ),
     _operation(
@@ -455,7 +525,7 @@ _LEGACY = (
     ),
 )
 
-ADMIN_OPERATIONS = (*_STATE, *_WORKERS, *_ROUTING, *_CONFIG, *_ENGINES, *_LEGACY)
+ADMIN_OPERATIONS = (*_STATE, *_PAUSE, *_WORKERS, *_ROUTING, *_CONFIG, *_ENGINES, *_LEGACY)
 
 
 def admin_document() -> JsonObject:

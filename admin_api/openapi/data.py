@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pointsman.admin_api.openapi.batches import BATCH_OPERATIONS
 from pointsman.admin_api.openapi.document import (
     JSON,
     TEXT,
@@ -20,6 +21,7 @@ from pointsman.admin_api.openapi.document import (
     Shape,
     document,
 )
+from pointsman.admin_api.openapi.errors import GatewayError
 
 ABOUT = Description(
     title="pointsman, data port",
@@ -34,19 +36,6 @@ ABOUT = Description(
         "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     },
 )
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class GatewayError(msgspec.Struct, frozen=True, kw_only=True):
-    """In OpenAI's shape; `error.code` is for programs."""
-
-    error: Problem
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +211,7 @@ DATA_OPERATIONS = (
         {200: Answer("It is served.", {JSON: ModelCard}), 404: _FAILURES[404]},
         Parameter("id", "path", "Its name; slashes need no encoding."),
     ),
+    *BATCH_OPERATIONS,
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pointsman.daemon.batches import questions
 from pointsman.daemon.batches.files import FileWriter, wall_s
@@ -189,8 +190,8 @@ class _Upload:
         try:
             async for part in await request.multipart():
                 await self._take(part)
-        except ValueError as error:
-            raise bad_request(f"the multipart body is malformed: {error}") from None
+        except (ValueError, HttpProcessingError) as error:  # the second is of a part's headers
+            raise bad_request(f"the multipart body is malformed: {str(error)[:200]}") from None
         if self._filename is None:
             raise bad_request("the field file is missing", code="missing_required_parameter", param="file")
         purpose = self._fields.get("purpose", "")

@@ -60,7 +60,7 @@ def gate() -> Iterator[Gateway]:
     """Two shards, two engines, and no worker beyond loopback."""
     with ExitStack() as stack:
         engines = stack.enter_context(launch_engines(2, "--flavor", "sglang"))
-        arguments = ("--worker-networks", "127.0.0.0/8", "--no-access-log")
+        arguments = ("--worker-networks", "127.0.0.0/8", "--no-access-log", "--batch-store", "sqlite")
         yield stack.enter_context(gateway(*arguments, workers=[engine.url for engine in engines]))
 
 

@@ -20,6 +20,7 @@ from tests.daemon.stores.servers import mooncake_cluster, needs_mooncake, needs_
 from tests.fakes.batches import MODEL, chat_line, client_of, content, jsonl, submit, until_final
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import resident_bytes
+from tests.fakes.traffic import Client
 
 CHAT = "/v1/chat/completions"
 
@@ -168,6 +169,20 @@ def test_refusals_say_what_is_wrong(gate: Gateway) -> None:
     assert failed.status == "failed"
     assert failed.errors is not None
     assert [(error.code, error.line) for error in failed.errors.data or []] == [("duplicate_custom_id", 2)]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b'Content-Disposition: form-data; name="\x0b"', b"Content-Disposition form-data", b"A" * 9000 + b": x"],
+)
+def test_an_upload_whose_parts_have_bad_headers_is_a_400(gate: Gateway, head: bytes) -> None:
+    body = b"--b\r\n" + head + b"\r\n\r\nx\r\n--b--\r\n"
+    lines = "POST /v1/files HTTP/1.1\r\nHost: gateway\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    upload = f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with Client((gate.host, gate.port)) as client:
+        reply = client.ask(upload)
+    assert (reply.status, reply.json["error"]["code"]) == (400, "bad_request")
+    assert "the multipart body is malformed" in reply.json["error"]["message"]
 
 
 def test_a_file_that_a_batch_needs_stays(gate: Gateway) -> None:
