@@ -155,6 +155,8 @@ class Exchange:
     is_held = False
     """by a pause"""
     _is_probe = False
+    _told: int | None = None
+    """what the breaker has heard already"""
     _is_pinged = False
     """our own head and a comment went out before the worker said anything"""
     transcript: Transcript | None = None
@@ -392,11 +394,21 @@ class Exchange:
             self.asked_strategy = plan.selection.asked_in(headers)
         return Ask(self.features, self._body_size, headers, wants_explanation, self.attempts > 1)
 
+    def _tell_breaker(self, verdict: int) -> None:
+        """Before the client can know: its next request may come to another shard, and is to find the breaker open."""
+        booked = self.booked
+        if booked is not None and self._told is None:
+            self._told, self._is_probe = verdict, False
+            self.context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], self.context.now())
+
     def _unbook(self, now: float, tokens: int | None, *, was_computed: bool, verdict: int = NEUTRAL) -> None:
         booked, self.booked = self.booked, None
         if booked is None:
             return
         context = self.context
+        told, self._told = self._told, None
+        if told in (verdict, FAILED):
+            verdict = NEUTRAL
         if context.router.finish(booked, now, tokens, was_computed=was_computed, verdict=verdict) or self._is_probe:
             self._is_probe = False
             context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], now)
@@ -661,14 +673,13 @@ class Exchange:
     def _head_written(self, head: ResponseHead, out: bytes) -> None:
         self.head, self.status = head, head.status
         self.watch.has_answer = True
+        self._judge(head.status)
         self.client.transport.write(out)
-        self._tell_probe(head.status)
 
-    def _tell_probe(self, status: int) -> None:
-        if self._is_probe and self.booked is not None:
-            self._is_probe = False  # told once; what breaks later is told anew
-            now = self.context.now()
-            self.context.resilience.record(self.booked.slot, self.booked.ticket, verdict_of(status), now)
+    def _judge(self, status: int) -> None:
+        """What the head says of the worker, where that cannot wait for the answer's end."""
+        if self._is_probe or status >= 500:
+            self._tell_breaker(SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)])
 
     def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns what `head_received` does."""
@@ -809,7 +820,7 @@ class Exchange:
         self.framing, self._rest = framing, None
         self.continuations += 1
         self.context.count(at.G_CONTINUATIONS)
-        self._tell_probe(head.status)
+        self._judge(head.status)
         self.watch.has_answer = True
         if self.booked is not None:
             self.context.router.first_token(self.booked, self.context.now())
@@ -930,6 +941,8 @@ class Exchange:
         """Nothing of an answer is out yet: the client gets `error`."""
         if self.is_ended:
             return
+        if verdict == FAILED:
+            self._tell_breaker(verdict)
         keep_alive = self.client.write_error(self.request, error, error_headers(self))
         self.is_keep_alive = keep_alive
         self._end(error.status, ending, verdict)
@@ -947,6 +960,8 @@ class Exchange:
         head, framing, transport = self.head, self.framing, self.client.transport
         assert head is not None and framing is not None
         self.is_keep_alive = False
+        if verdict == FAILED:
+            self._tell_breaker(verdict)
         may_speak = framing.is_between_chunks or framing.ends_with_connection or self._is_unchunked
         if head.is_event_stream and may_speak:
             event = _closing(framing.tail) + error_event(error)
