@@ -1,0 +1,244 @@
+"""`kill -9` of anything at random moments of a batch of 2,000 lines: it goes on by itself, and ends with one line each.
+
+What was finished before a death, as the ledger has it, is never run again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import APIConnectionError, APIStatusError, OpenAI
+from openai.types import Batch
+
+from pointsman.scripts.simulated_engine.launch import EngineAddress, launch_engines
+from tests.daemon.stores.servers import Cluster, kill, mooncake_cluster, needs_mooncake
+from tests.fakes.batches import FINAL, MODEL, chat_line, client_of, content, submit
+from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.processes import is_alive, wait_gone, wait_until
+
+LINES = 2000
+TIMEOUT_S = 240.0
+DEATH_S = 10.0
+PACE = ("--model", MODEL, "--preset", "h100-8b", "--speed", "2", "--max-sequences", "32")
+"""a line takes about a tenth of a second, all of them about half a minute"""
+
+
+class Run:
+    """A batch over the lives of several gateways in one folder."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.arguments = arguments
+        self.gate: Gateway | None = None
+        self.batch_id = ""
+        self.finished: dict[str, float] = {}
+        """request ids whose lines were done when something was killed, and the moment"""
+        self.ran_again: list[str] = []
+        self.logs: list[list[dict[str, Any]]] = []
+
+    @contextmanager
+    def life(self, workers: Sequence[str]) -> Iterator[Gateway]:
+        with gateway(*self.arguments, workers=workers, folder=self.folder) as gate:
+            gate.wait_log("batches_ready")
+            self.gate = gate
+            self.logs.append(gate.log)
+            yield gate
+
+    @property
+    def client(self) -> OpenAI:
+        assert self.gate is not None
+        return client_of(self.gate)
+
+    def look(self) -> Batch | None:
+        """None while nobody answers."""
+        try:
+            return self.client.batches.retrieve(self.batch_id)
+        except (APIConnectionError, APIStatusError):
+            return None
+
+    def until(self, what: str, holds: Callable[[Batch], bool]) -> Batch:
+        deadline = time.monotonic() + TIMEOUT_S
+        waiting = threading.Event()
+        batch: Batch | None = None
+        while batch is None or not holds(batch):
+            assert time.monotonic() < deadline, f"{what}: {batch}"
+            waiting.wait(0.05)
+            batch = self.look()
+        return batch
+
+    def until_done(self, lines: int) -> bool:
+        """Whether it is still running when so many are."""
+
+        def is_there(batch: Batch) -> bool:
+            counts = batch.request_counts
+            return batch.status in FINAL or (counts is not None and counts.completed + counts.failed >= lines)
+
+        return self.until(f"{lines} lines", is_there).status not in FINAL
+
+    def note_finished(self) -> int:
+        """From the ledger itself, when nobody has it open."""
+        now = time.time()
+        db = sqlite3.connect(self.folder / "state" / "batches" / "ledger.db")
+        try:
+            query = "SELECT number FROM lines JOIN batches ON serial = batch WHERE id = ? AND state > 0"
+            done = [number for (number,) in db.execute(query, (self.batch_id,))]
+        finally:
+            db.close()
+        stem = self.batch_id.removeprefix("batch_")
+        for number in done:
+            self.finished.setdefault(f"batch_req_{stem}_{number}", now)
+        return len(done)
+
+    def check_end(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(output, errors): every custom_id once, and nothing that was finished has been asked again."""
+        batch = self.until("the end", lambda batch: batch.status in FINAL)
+        assert batch.status == "completed", batch
+        output, errors = content(self.client, batch.output_file_id), content(self.client, batch.error_file_id)
+        counts = batch.request_counts
+        assert counts is not None
+        assert (counts.completed, counts.failed) == (len(output), len(errors))
+        ids = [line["custom_id"] for line in output + errors]
+        assert sorted(ids) == sorted(f"line-{n}" for n in range(LINES))
+        for line in output:
+            assert line["response"]["body"]["choices"][0]["message"]["content"]
+        for line in errors:
+            assert line["error"]["code"]
+        requests = [event for log in self.logs for event in log if event["event"] == "request"]
+        again = [
+            event["id"]
+            for event in requests
+            if event["id"] in self.finished and event["ts"] - event["total_ms"] / 1000 > self.finished[event["id"]]
+        ]
+        assert again == []
+        return output, errors
+
+
+def submit_to(run: Run) -> None:
+    heads = [f"{name} " * 200 for name in ("alpha", "beta", "gamma", "delta")]
+    lines = [chat_line(f"line-{n}", f"{heads[n % 4]} {n}", max_tokens=8) for n in range(LINES)]
+    run.batch_id = submit(run.client, lines).id
+
+
+def kill_all(gate: Gateway) -> None:
+    """The whole gateway at once."""
+    pids = [gate.process.pid, *gate.children()]
+    for pid in pids:
+        with suppress(ProcessLookupError):  # children die with their parent
+            os.kill(pid, signal.SIGKILL)
+    gate.process.wait()
+    wait_gone(pids, DEATH_S)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_batch_survives_every_death(tmp_path: Path) -> None:
+    draw = random.Random(20261121)
+    run = Run(tmp_path, "--batch-store", "sqlite")
+    deaths = ["gateway", "control", "worker", "batches", "shard", "gateway", "batches", "worker", "gateway"]
+    moments = sorted(draw.sample(range(100, LINES - 100), len(deaths)))
+    happened: list[tuple[str, int]] = []
+    with ExitStack() as stack:
+        engines = [Engine(stack) for _ in range(2)]
+        plan = list(zip(deaths, moments, strict=True))
+        while True:
+            with run.life([engine.url for engine in engines]) as gate:
+                if not run.batch_id:
+                    submit_to(run)
+                is_gone = False
+                while plan and not is_gone and run.until_done(plan[0][1]):
+                    victim, moment = plan.pop(0)
+                    is_gone = strike(run, gate, victim, engines)
+                    happened.append((victim, moment))
+                if not is_gone:
+                    output, errors = run.check_end()
+                    break
+    assert len(happened) == len(deaths), f"the batch was over after {happened}"
+    assert (len(output), len(errors)) == (LINES, 0)
+    assert len(run.finished) > LINES // 2, "much was finished before the last death"
+
+
+class Engine:
+    """A simulated engine that can be killed, and comes back on its port."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.address: EngineAddress = self._start(0)
+        self.url = self.address.url
+
+    def _start(self, port: int) -> EngineAddress:
+        (address,) = self._stack.enter_context(launch_engines(1, "--port", str(port), *PACE))
+        return address
+
+    def die_and_return(self) -> None:
+        os.kill(self.address.pid, signal.SIGKILL)
+        wait_until("the engine is dead", lambda: not is_alive(self.address.pid), DEATH_S)
+        self.address = self._start(self.address.port)
+
+
+def strike(run: Run, gate: Gateway, victim: str, engines: list[Engine]) -> bool:
+    """Whether the gateway is gone."""
+    if victim == "gateway":
+        kill_all(gate)
+        run.note_finished()
+        return True
+    if victim == "worker":
+        engines[0].die_and_return()
+    elif victim == "batches":
+        (pid,) = gate.pids("batches")
+        gate.signal(signal.SIGSTOP)  # the supervisor: no successor opens the ledger before we have read it
+        os.kill(pid, signal.SIGKILL)
+        wait_until("the runner is dead", lambda: not is_alive(pid), DEATH_S)
+        run.note_finished()
+        gate.signal(signal.SIGCONT)
+    else:
+        os.kill(gate.pids(victim)[0], signal.SIGKILL)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["holder", "master", "gateway"])
+@pytest.mark.parametrize("mooncake", [pytest.param("", marks=needs_mooncake)])
+def test_a_batch_on_mooncake_survives_too(tmp_path: Path, victim: str, mooncake: str) -> None:
+    """A second holder has all that the dead one had. A master that dies takes all payloads along: then every line that
+    is left says so, and those that were answered are run again, or say so."""
+    folder = tmp_path / "servers"
+    folder.mkdir()
+    with ExitStack() as stack:
+        cluster: Cluster = stack.enter_context(mooncake_cluster(folder))
+        holders = [cluster.start_holder(256) for _ in range(2)]
+        engines = [Engine(stack) for _ in range(2)]
+        urls = [engine.url for engine in engines]
+        store = f"mooncake://{cluster.address}?replicas=2&min_replicas=1"
+        run = Run(tmp_path, "--batch-store", store)
+        with run.life(urls) as gate:
+            submit_to(run)
+            assert run.until_done(LINES // 3)
+            if victim == "gateway":
+                kill_all(gate)
+                run.note_finished()
+            else:
+                if victim == "holder":
+                    kill(holders[0])
+                else:
+                    kill(cluster.master)
+                    cluster.start_master()
+                output, errors = run.check_end()
+        if victim == "gateway":
+            with run.life(urls):
+                output, errors = run.check_end()
+    if victim == "master":
+        assert {line["error"]["code"] for line in errors} <= {"input_lost", "result_lost"}
+        assert errors
+    else:
+        assert (len(output), len(errors)) == (LINES, 0)
