@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 
 import aiohttp
@@ -11,6 +12,8 @@ from pointsman.daemon.batches.attempts import Answer, Unreachable, parse_retry_a
 from pointsman.daemon.batches.owners import KEY_HEADER
 
 CONNECT_TIMEOUT_S = 5.0
+LARGE_BYTES = 1 << 20
+"""aiohttp wants larger bodies as files, which it writes piece by piece"""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
@@ -44,9 +47,10 @@ class DataPort:
         headers = {**self._headers, "X-Request-Id": request_id}
         if key is not None:
             headers[KEY_HEADER] = key
+        content = io.BytesIO(body) if len(body) > LARGE_BYTES else body
         try:
             async with self._session.post(
-                self._url + path, data=body, headers=headers, allow_redirects=False
+                self._url + path, data=content, headers=headers, allow_redirects=False
             ) as answer:
                 data = await _bounded(answer)
                 self.trouble = ""
