@@ -24,6 +24,8 @@ from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, client_of_each, com
 
 TOKEN_S = 0.05
 """of the paced engine"""
+OUTLASTING_S = 20.0
+"""longer than upgrades take on a busy machine"""
 FAILED, REFUSED = 70, 1
 
 
@@ -94,6 +96,8 @@ def is_answering(gate: Gateway) -> bool:
 # --- it succeeds
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: list[str]) -> None:
     """Workers, their ids, the generation; streams and idle connections of the old daemon. No process, no descriptor."""
     with gateway(workers=[engine]) as gate:
@@ -106,7 +110,7 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
             client_of_each(gate.pids("shard"), address_of(gate)) as idle,
         ):
             for client in streams.values():
-                client.sock.sendall(stream_of(8.0))
+                client.sock.sendall(stream_of(OUTLASTING_S))
                 assert client.read_head()[":status"] == "200"
             answer = upgraded(gate)
             assert answer["in_flight"] == 2
@@ -144,11 +148,12 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_upgrades_can_follow_one_another_while_the_first_daemon_still_streams(engine: str) -> None:
     with gateway(workers=[engine]) as gate:
         descriptors = descriptors_of(gate.main_pid)
         with Client(address_of(gate)) as client:
-            client.sock.sendall(stream_of(8.0))
+            client.sock.sendall(stream_of(OUTLASTING_S))
             assert client.read_head()[":status"] == "200"
             for _ in range(3):
                 upgraded(gate)
