@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pointsman.daemon.errors import PointsmanError
@@ -35,26 +36,32 @@ def _free_port() -> int:
         return port
 
 
+@dataclass(frozen=True, slots=True)
+class RealEngine:
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
-def launch_real_engines(count: int, *arguments: str) -> Iterator[list[str]]:
-    """URLs of `count` healthy servers. Raises EngineMissingError, ModelUnavailableError, or TimeoutError."""
+def launch_real_engines(count: int, *arguments: str) -> Iterator[list[RealEngine]]:
+    """`count` healthy servers. Raises EngineMissingError, ModelUnavailableError, or TimeoutError."""
     require()
     model = real_model.ensure()
     with ExitStack() as stack:
-        urls = [stack.enter_context(_worker(model, *arguments)) for _ in range(count)]
-        for url in urls:
-            _wait_healthy(url)
-        yield urls
+        engines = [stack.enter_context(_worker(model, *arguments)) for _ in range(count)]
+        for engine in engines:
+            _wait_healthy(engine.url)
+        yield engines
 
 
 @contextmanager
-def _worker(model: Path, *arguments: str) -> Iterator[str]:
+def _worker(model: Path, *arguments: str) -> Iterator[RealEngine]:
     port = _free_port()
     command = [sys.executable, "-m", "pointsman.scripts.llama_worker", "--model", str(model), "--port", str(port)]
     quiet = subprocess.DEVNULL
     with subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet) as process:
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield RealEngine(f"http://127.0.0.1:{port}", process)
         finally:
             process.terminate()
             try:

@@ -100,7 +100,7 @@ def _interruptible() -> Iterator[None]:
 def _engines(options: argparse.Namespace, stack: ExitStack) -> list[str]:
     if options.real:
         print("starting real engines (the first time downloads a 93 MB model) …", flush=True)
-        return stack.enter_context(launch_real_engines(options.engines))
+        return [engine.url for engine in stack.enter_context(launch_real_engines(options.engines))]
     # the h100-8b timing: a stream that a person can watch
     engines = launch_engines(options.engines, "--model", SIMULATED_MODEL, "--preset", "h100-8b")
     return [engine.url for engine in stack.enter_context(engines)]

@@ -93,7 +93,7 @@ def test_real_engines() -> None:
     """llama.cpp with a 135M-parameter model: text equals a direct call, greedy."""
     with (
         launch_real_engines(2, "--slots", "2") as engines,
-        gateway("--policy", "round-robin", workers=engines) as gate,
+        gateway("--policy", "round-robin", workers=[engine.url for engine in engines]) as gate,
     ):
-        same_text_everywhere(engines, gate.url, MODEL_NAME, PROMPTS[:2])
+        same_text_everywhere([engine.url for engine in engines], gate.url, MODEL_NAME, PROMPTS[:2])
         assert all(worker["picks"] > 0 for worker in gate.workers())
