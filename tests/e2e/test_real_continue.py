@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from openai import OpenAI, Stream
-from openai.types import Completion, CompletionUsage
+from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 
 from pointsman.scripts.real_engines import RealEngine, launch_real_engines
@@ -83,7 +83,7 @@ def read(gate: Gateway, engines: list[RealEngine], kind: str, kill_at: int | Non
             told.ids.add(chunk.id)
             told.usage = chunk.usage or told.usage
             for choice in chunk.choices:
-                piece = choice.delta.content if isinstance(chunk, ChatCompletionChunk) else choice.text
+                piece = choice.text if isinstance(choice, CompletionChoice) else choice.delta.content
                 told.text += piece or ""
                 told.pieces += bool(piece)
                 told.ends += [choice.finish_reason] if choice.finish_reason else []
