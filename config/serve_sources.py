@@ -35,13 +35,18 @@ OTHER_VARIABLES = frozenset(
 FlagValue = str | bool | list[str]
 
 
-def read_serve_config(flags: Mapping[str, FlagValue], config_file: Path | None, check: RoutingCheck) -> ServeConfig:
+def read_serve_config(
+    flags: Mapping[str, FlagValue],
+    config_file: Path | None,
+    check: RoutingCheck,
+    environ: Mapping[str, str] = os.environ,
+) -> ServeConfig:
     """Raises ConfigErrors; `source` of an error is a flag (`--port`), an environment variable or the file.
 
     `flags` has the keys that were given on the command line, values as text.
     """
     document = documents.read(config_file) if config_file else None
-    return _Sources(flags, document).read(check)
+    return _Sources(flags, document, environ).read(check)
 
 
 def check_serve_document(document: Document, check: RoutingCheck) -> Collection[str]:

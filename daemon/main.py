@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ COMMANDS = {
     "serve": "run the gateway",
     "demo": "run the gateway with simulated or real small engines",
     "check": "check configuration files",
+    "import": "make configuration files of another router's command line",
     "schema": "print the JSON Schema of a configuration file",
     "status": "show what the running gateway does",
     "workers": "list, add and remove workers; why requests go to one",
@@ -57,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(command: str) -> Run:
-    run: Run = importlib.import_module(f"pointsman.daemon.cli.{command}").run
+    module = f"{command}_" if keyword.iskeyword(command) else command
+    run: Run = importlib.import_module(f"pointsman.daemon.cli.{module}").run
     return run
 
 

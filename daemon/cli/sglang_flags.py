@@ -32,20 +32,20 @@ RENAMED = {
 LOG_LEVELS = {"warn": "warning"}
 """Its values of --log-level that are spelled differently here."""
 
-_LATER = "has no effect in this version"
+LATER = "has no effect in this version"
 
 _NO_EFFECT_BY_REASON: dict[str, str] = {
-    f"{_LATER}: cache_aware balances by requests": """
+    f"{LATER}: cache_aware balances by requests": """
         --balance-token-usage-threshold --overload-token-usage-threshold --overlap-decay --selection-temperature""",
     "has no effect: there is one index for all policies; see --prefix-block-bytes and --prefix-index-mib": """
         --block-size --cache-index --cache-ttl-secs --cache-boundaries --kv-indexer-ttl-secs
         --kv-indexer-max-entries""",
     "has no effect as a flag: see prefix_hash of a profile": """
         --prefix-token-count --prefix-hash-load-factor --prefix-hash-balance-abs-threshold""",
-    f"{_LATER}: see max_concurrent_requests and queue_size": """
+    f"{LATER}: see max_concurrent_requests and queue_size": """
         --worker-overload-protection --worker-overload-token-usage --worker-overload-waiting-requests""",
     "has no effect as a flag: see limits.requests_per_second of a profile": "--rate-limit-tokens-per-second",
-    "has no effect: metrics are at /metrics of the admin listeners": """
+    "has no effect as a flag: see --metrics-listen and --metrics-compat": """
         --prometheus-host --prometheus-port --prometheus-duration-buckets""",
     "has no effect: loads are counted by the gateway itself": """
         --load-monitor-interval --disable-load-monitoring --engine-metrics --least-load-kv-pressure-weight
