@@ -154,8 +154,8 @@ class _Page(HTMLParser):
         self.links: list[str] = []
         self.inline: dict[str, str] = {}
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        given = dict(attributes)
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
         assert "src" not in given, "an asset of its own"
         assert not any(name.startswith("on") or name == "style" for name in given), "what the policy forbids"
         if tag not in ("meta", "input", "br"):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from openai import APIStatusError, BadRequestError, ConflictError, InternalServerError, NotFoundError
@@ -22,7 +23,7 @@ from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import resident_bytes
 from tests.fakes.traffic import Client
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_upload_create_poll_download_cancel_elsewhere(kind: str, engines: list[s
 
 def test_every_endpoint_and_what_engines_refuse(gate: Gateway) -> None:
     client = client_of(gate)
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/completions": {"model": MODEL, "prompt": "hello", "max_tokens": 3},
         "/v1/embeddings": {"model": MODEL, "input": "hello"},
         "/v1/responses": {"model": MODEL, "input": "hello"},
@@ -236,10 +237,10 @@ def test_while_the_runner_is_down_clients_are_told_to_come_back(gate: Gateway) -
             refused.append(error)
     else:
         pytest.fail("no runner came back")
-    for error in refused:
-        assert error.status_code == 503
-        assert error.code == "batches_unavailable"
-        assert error.response.headers["retry-after"] == "2"
+    for refusal in refused:
+        assert refusal.status_code == 503
+        assert refusal.code == "batches_unavailable"
+        assert refusal.response.headers["retry-after"] == "2"
     assert gate.pids("batches") != [pid]
     run_a_batch(gate, 5)
 

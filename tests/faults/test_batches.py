@@ -151,6 +151,8 @@ def test_a_batch_survives_every_death(tmp_path: Path) -> None:
     with ExitStack() as stack:
         engines = [Engine(stack) for _ in range(2)]
         plan = list(zip(deaths, moments, strict=True))
+        output: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
         while True:
             with run.life([engine.url for engine in engines]) as gate:
                 if not run.batch_id:
@@ -222,6 +224,8 @@ def test_a_batch_on_mooncake_survives_too(tmp_path: Path, victim: str, mooncake:
         urls = [engine.url for engine in engines]
         store = f"mooncake://{cluster.address}?replicas=2&min_replicas=1"
         run = Run(tmp_path, "--batch-store", store)
+        output: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
         with run.life(urls) as gate:
             submit_to(run)
             assert run.until_done(LINES // 3)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pointsman.daemon.batches.attempts import Answer, Unreachable
 from pointsman.daemon.batches.dataport import DataPort
@@ -134,7 +134,7 @@ class Life:
         self.backend = backend or SqliteBackend(folder / "payloads.db", synchronous="normal")
         self.ledger = Ledger(folder / "ledger.db")
         self.shelf = FatefulShelf(self.ledger, self.fate)
-        store = RetransmittingStore(FatefulBackend(self.backend, self.fate), QUICK)
+        store = RetransmittingStore(cast(Backend, FatefulBackend(self.backend, self.fate)), QUICK)
         self.payloads = Payloads(store)
         parts = make_parts(
             self.shelf, self.payloads, gateway, Tally(), Limits(1000, 100_000), concurrency=8, attempts=3

@@ -155,8 +155,8 @@ async def test_paths_and_methods(world: World) -> None:
 
 async def test_the_checked_name_of_a_key_wins_over_the_token(world: World) -> None:
     _, file = await world.upload(b"x")
-    named = {"headers": {"X-Pointsman-Key": "team-a"}}
-    assert (await world.ask("GET", f"/v1/files/{file['id']}", **named))[0] == 404
+    named = {"X-Pointsman-Key": "team-a"}
+    assert (await world.ask("GET", f"/v1/files/{file['id']}", headers=named))[0] == 404
     assert (await world.ask("GET", f"/v1/files/{file['id']}"))[0] == 200
 
 
