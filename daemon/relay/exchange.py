@@ -849,6 +849,8 @@ class Exchange:
             self._end(self.status, Ending.COMPLETE)
             return
         self.is_keep_alive = False
+        if verdict == FAILED:
+            self._tell_breaker(verdict)
         self._tell(error_event(error))
         self._end(self.status, ending, verdict)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.answers import DONE, Answer, read_answer
-from tests.fakes.chaos import ChaosFleet, Cut, Fault, How, Status, chaos
+from tests.fakes.chaos import ChaosFleet, Cut, Fault, How, Status, Trouble, chaos
 from tests.fakes.gateway import Gateway
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.processes import wait_until
@@ -246,3 +247,32 @@ def test_a_client_that_leaves_while_it_is_continued(gate: Gateway, fleet: ChaosF
         request_id = send(client, fleet, CHAT, [BROKEN, Cut(How.HANG)])
         wait_until("the second worker has it", lambda: len(fleet.attempts_of(request_id)) == 2, 5)
     assert gate.wait_log("request", id=request_id)["end"] == "client_left"
+
+
+def test_many_at_once(gate: Gateway, fleet: ChaosFleet) -> None:
+    """Workers break three of ten streams, of whichever attempt: each client gets its own text, or an honest error."""
+    for seed, worker in enumerate(fleet.workers):
+        worker.suffers(Trouble(Cut(How.FIN, 20, after_events=3), rate=0.3, seed=seed))
+
+    def ask_some(number: int) -> list[tuple[Answer, Answer]]:
+        prompt = [{"role": "user", "content": f"client {number}"}]
+        found = []
+        for _ in range(8):
+            with fresh(gate) as client:
+                whole = ask(client, fleet, CHAT, [None], messages=prompt)
+                found.append((whole, ask(client, fleet, CHAT, [], messages=prompt)))
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        pairs = [pair for some in pool.map(ask_some, range(8)) for pair in some]
+    continued = 0
+    for whole, answer in pairs:
+        if answer.is_whole:
+            breaks = answer.events.count(CONTINUED)
+            assert_is_one_stream(answer, whole, breaks)
+            continued += breaks
+        else:
+            assert_ends_with_error(answer, "worker_bad_answer")
+            assert text_of(whole).startswith(text_of(answer))
+    assert continued >= len(pairs) // 5
+    assert sum(not answer.is_whole for _, answer in pairs) <= len(pairs) // 6
