@@ -135,8 +135,8 @@ def _toml(draft: Draft, values: Mapping[str, Any]) -> str:
     for key, value in {**values, **files}.items():
         if router_flags.of_profile(key) is None and router_flags.of_shared(key) is None:
             shown = list(value) if isinstance(value, tuple) else value
-            if key in draft.settings and key in PATH_KEYS:  # of where it was given; in the file: of where that is
-                shown = str(Path(value).absolute())
+            if key in draft.settings and key in PATH_KEYS:  # relative to where the router ran, not to the file
+                shown = str(Path(str(value)).absolute())
             flag = f"  # {draft.origin[key]}" if key in draft.origin else ""
             lines.append(f"{key} = {json.dumps(shown)}{flag}")  # of such values JSON is TOML
     return "\n".join(lines) + "\n"
