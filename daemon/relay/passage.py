@@ -203,7 +203,8 @@ class Passage:
             self.is_keep_alive = False
             self.client.transport.abort()
         else:
-            self.is_keep_alive = self.client.write_error(self.request, error) and self.request.is_complete
+            self.request.keep_alive = self.request.keep_alive and self.request.is_complete
+            self.is_keep_alive = self.client.write_error(self.request, error)
         self._end(self._status or error.status, ending)
 
     def _end(self, status: int, ending: Ending) -> None:
