@@ -47,10 +47,10 @@ class Payloads:
         keys = list(values)
         _raise_trouble(keys, await self._call(self._store.put_many, keys, list(values.values()), timeout_s=timeout_s))
 
-    async def put_some(self, values: dict[str, bytes]) -> dict[str, Failure]:
+    async def put_some(self, values: dict[str, bytes], timeout_s: float) -> dict[str, Failure]:
         """The keys that failed, with their last results."""
         keys = list(values)
-        results = await self._call(self._store.put_many, keys, list(values.values()))
+        results = await self._call(self._store.put_many, keys, list(values.values()), timeout_s=timeout_s)
         return {key: result for key, result in zip(keys, results, strict=True) if not isinstance(result, Ok)}
 
     async def get(self, keys: Sequence[str]) -> list[bytes]:

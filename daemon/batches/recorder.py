@@ -18,8 +18,10 @@ from pointsman.daemon.stores.results import Invalid, NoSpace
 from pointsman.daemon.telemetry.logs import log
 
 MAX_TOGETHER = 256
+PATIENCE_S = 5.0
+"""for one try, with the retries of the store's engine; then it shows that nothing goes on"""
 PAUSE_S = 1.0
-"""between tries of a store that refuses; each has retries of its own"""
+"""between tries"""
 
 
 def result_key(batch_id: str, number: int) -> str:
@@ -83,7 +85,7 @@ class Recorder:
     async def _make_durable(self, some: list[_Waiting]) -> None:
         left = some
         while left:
-            failed = await self._payloads.put_some({one.result.key: one.result.line for one in left})
+            failed = await self._payloads.put_some({one.result.key: one.result.line for one in left}, PATIENCE_S)
             stored = [one for one in left if one.result.key not in failed]
             await self._mark(stored)
             again = []
