@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.fakes.batches import MODEL, chat_line, client_of, content, submit, un
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import resident_bytes
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
