@@ -83,11 +83,11 @@ def done(gate: Gateway, batch_id: str) -> int:
 @pytest.mark.timeout(180)
 def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_path: Path) -> None:
     """The bound of the store stands for the disk's; room comes from deleting another file."""
-    store = f"sqlite:{tmp_path}/payloads.db?max_bytes=260000"
+    store = f"sqlite:{tmp_path}/payloads.db?max_bytes=400000"
     with gateway("--batch-store", store, workers=engines) as gate:
         gate.wait_log("batches_ready")
         client = client_of(gate)
-        ballast = client.files.create(file=("ballast", b"x" * 200_000), purpose="batch")
+        ballast = client.files.create(file=("ballast", b"x" * 350_000), purpose="batch")
         batch = submit(client, [chat_line(f"line-{n}", max_tokens=60) for n in range(150)])
 
         def paused() -> str | None:
