@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 
 from pointsman.daemon.batches.concurrency import Concurrency, Seen
+from pointsman.daemon.batches.live import Live
 
 
 class Allowance:
@@ -44,9 +45,16 @@ class Allowance:
         """An answer has told us to send less."""
         self._crowded += 1
 
-    def tick(self, now: float, live_streams: int, live_first_byte_s: float, engine_waiting: float | None) -> None:
-        """Every `concurrency.TICK_S`: what the others have seen since the last one."""
-        seen = Seen(self.in_flight, self._crowded, live_streams, live_first_byte_s, engine_waiting)
+    def tick(self, now: float, live: Live) -> None:
+        """Every `concurrency.TICK_S`; `live`: what the others have seen since the last one."""
+        seen = Seen(
+            self.in_flight,
+            self._crowded,
+            live.streams,
+            live.first_byte_s,
+            live.engine_waiting,
+            live.is_waiting_new,
+        )
         self._crowded = 0
         self._concurrency.tick(seen, now)
         self._admit()

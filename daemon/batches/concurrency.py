@@ -6,7 +6,8 @@ Live traffic goes first. Every `TICK_S` the runner tells what it has seen since 
 * what live streams waited for their first byte, from the shards' own counters;
 * how many requests wait inside the engines, where they tell.
 
-Any sign of crowding cuts the limit to `DECREASE` of it, at most once in `HOLD_S` (what was cut needs time to show).
+Any sign of crowding cuts the limit to `DECREASE` of it, at most once in `HOLD_S` (what was cut needs time to show), and
+for one report of the engines once: they report every few seconds. Until the next one, nothing grows.
 Otherwise, and only while the limit is used, it grows by one, or by a tenth while it has not met resistance yet.
 
 **Live traffic is hurt** when the recent time to first byte exceeds `SLOWDOWN` times its usual one. "Usual" is the
@@ -42,7 +43,9 @@ class Seen:
     live_first_byte_s: float = 0.0
     """sum over these streams"""
     engine_waiting: float | None = None
-    """requests that wait inside engines, per engine; None = no engine tells"""
+    """requests that wait inside engines, per engine, as last reported; None = no engine tells"""
+    is_waiting_new: bool = False
+    """it was reported since the last tick"""
 
 
 class Concurrency:
@@ -69,12 +72,13 @@ class Concurrency:
     def tick(self, seen: Seen, now: float) -> int:
         """The new limit, at least 1."""
         is_hurt = self._is_live_hurt(seen)
-        if is_hurt or seen.crowded or (seen.engine_waiting or 0.0) >= 1.0:
+        has_queue = (seen.engine_waiting or 0.0) >= 1.0
+        if is_hurt or seen.crowded or (has_queue and seen.is_waiting_new):
             self._has_met_resistance = True
             if now >= self._held_until:
                 self._limit = max(1.0, self._limit * DECREASE)
                 self._held_until = now + HOLD_S
-        elif seen.in_flight >= self.limit and now >= self._held_until:
+        elif seen.in_flight >= self.limit and now >= self._held_until and not has_queue:
             self._limit = min(self._most, self._limit + self._step())
         return self.limit
 

@@ -134,8 +134,7 @@ class Service:
     async def _keep_time(self) -> None:
         parts = self.parts
         while True:
-            live = self._live()
-            parts.allowance.tick(time.monotonic(), live.streams, live.first_byte_s, live.engine_waiting)
+            parts.allowance.tick(time.monotonic(), self._live())
             parts.tally.show(
                 batches=len(self._batches),
                 in_flight=parts.allowance.in_flight,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from pointsman.daemon.batches.allowance import Allowance
 from pointsman.daemon.batches.concurrency import HOLD_S, LEAST_SAMPLES, TICK_S, Concurrency, Seen
+from pointsman.daemon.batches.live import Live, LiveTraffic
+from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.segment import EngineSignals, Segment
 
 
 class Run:
@@ -55,8 +59,11 @@ def test_after_resistance_it_grows_by_one() -> None:
 
 def test_engines_with_a_queue_get_no_more() -> None:
     run = Run()
-    assert run.tick(40, engine_waiting=2.0) == 1
-    assert run.tick(40, engine_waiting=0.2) > 20
+    run.tick(200)
+    assert run.tick(1, engine_waiting=2.0, is_waiting_new=True) == 38
+    assert run.tick(40, engine_waiting=2.0) == 38, "one report counts once, and nothing grows before the next"
+    assert run.tick(40, engine_waiting=2.0, is_waiting_new=True) == 1
+    assert run.tick(40, engine_waiting=0.2, is_waiting_new=True) > 20
 
 
 def test_live_traffic_that_slows_down_is_given_way() -> None:
@@ -133,3 +140,22 @@ async def test_a_turn_that_is_given_to_somebody_who_leaves_goes_on() -> None:
     await asyncio.wait([first, second])
     assert entered == ["second"]
     assert allowance.in_flight == 0
+
+
+def test_what_live_traffic_feels_is_read_from_the_segment() -> None:
+    segment = Segment.create(2, 4)
+    traffic = LiveTraffic(segment)
+    assert traffic.look() == Live()
+    for shard in range(2):
+        row = segment.layout.load(shard, 3, 0)
+        segment.cells[row + at.L_PREDICTIONS] += 5
+        segment.cells[row + at.L_REAL_US] += 1_000_000
+    for slot, waiting in ((1, 3.0), (2, 1.0), (3, None)):
+        segment.set_status(slot, at.STATUS_UP)
+        segment.report(slot, EngineSignals(time.monotonic(), waiting=waiting))
+    assert traffic.look() == Live(10, 2.0, 2.0, is_waiting_new=True)
+    assert traffic.look() == Live(0, 0.0, 2.0)
+    segment.set_status(1, at.STATUS_DOWN)
+    assert traffic.look() == Live(0, 0.0, 1.0)
+    segment.report(2, EngineSignals(time.monotonic() - 60, waiting=9.0))
+    assert traffic.look() == Live()
