@@ -69,7 +69,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     data_fds: tuple[int, ...]
     is_socket_activated: bool
     admin_fds: dict[str, int]
-    """by the address as the old daemon's settings had it"""
+    """by the address as the old daemon's settings had it; those for metrics alone begin with `metrics:`"""
     generation: int
     snapshot_fd: int
     """of that generation; -1: none was published"""

@@ -178,6 +178,9 @@ def test_errors_name_flag_variable_or_line(tmp_path: Path, monkeypatch: pytest.M
         ("profiles_file = ''", "profiles_file: must not be empty"),
         ("runtime_dir = '/" + "x" * 120 + "'", "runtime_dir: the socket's path is longer than 107 bytes"),
         ("host = 1", "host: expected a string"),
+        ("metrics_listen = ['29000']", "metrics_listen: expected HOST:PORT, got '29000'"),
+        ("metrics_listen = ['a:1', 'a:1']", "metrics_listen: a:1 occurs twice"),
+        ("metrics_compat = 'prometheus'", "metrics_compat: "),
     ],
 )
 def test_bounds(tmp_path: Path, toml: str, message: str) -> None:
