@@ -77,7 +77,7 @@ def _usage() -> str:
     return (
         f"usage: pointsman COMMAND [ARGUMENTS]\n\n{commands}\n\n"
         "pointsman COMMAND --help tells more; pointsman --version.\n"
-        "exit codes: 0 done, 1 refused by the daemon, 64 usage, 69 daemon not reachable or port in use,\n"
+        "exit codes: 0 done, 1 refused by the daemon (import: not the same), 64 usage, 69 daemon not reachable or port in use,\n"
         "            70 internal failure, 78 bad configuration"
     )
 
