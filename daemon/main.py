@@ -77,8 +77,8 @@ def _usage() -> str:
     return (
         f"usage: pointsman COMMAND [ARGUMENTS]\n\n{commands}\n\n"
         "pointsman COMMAND --help tells more; pointsman --version.\n"
-        "exit codes: 0 done, 1 refused by the daemon (import: not the same), 64 usage, 69 daemon not reachable or port in use,\n"
-        "            70 internal failure, 78 bad configuration"
+        "exit codes: 0 done, 1 refused by the daemon, or imported with something left out, 64 usage,\n"
+        "            69 daemon not reachable or port in use, 70 internal failure, 78 bad configuration"
     )
 
 
