@@ -198,6 +198,7 @@ class ClientConnection(asyncio.Protocol):
             if guard is not None:  # before the body: whoever may not ask fills no buffer
                 guard.admit(request, self.context.table(), self.peer)
         except RequestError as error:
+            request.is_streamed = False  # nothing of it has begun: its answer is queued as any other
             self._refuse(error)
             return
         if request.is_streamed:

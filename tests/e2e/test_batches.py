@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -184,6 +185,19 @@ def test_an_upload_whose_parts_have_bad_headers_is_a_400(gate: Gateway, head: by
         reply = client.ask(upload)
     assert (reply.status, reply.json["error"]["code"]) == (400, "bad_request")
     assert "the multipart body is malformed" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("line", ["POST /v1/files", "GET /v1/files", "POST /v1/batches"])
+def test_who_has_no_key_is_answered_for_files_and_batches_too(engines: list[str], tmp_path: Path, line: str) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": {"a": {"key": "sk-0123456789abcdef"}}}))
+    keys.chmod(0o600)
+    with gateway("--batch-store", "sqlite", "--api-key-file", str(keys), workers=engines) as gate:
+        for size in (0, 5_000_000):
+            with Client((gate.host, gate.port)) as client:
+                client.sock.sendall(f"{line} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {size}\r\n\r\n".encode())
+                reply = client.read()
+            assert (reply.status, reply.json["error"]["code"]) == (401, "invalid_api_key")
 
 
 def test_a_file_that_a_batch_needs_stays(gate: Gateway) -> None:
