@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+from openai import InternalServerError
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.batches import MODEL, chat_line, client_of, content, submit, until_final
@@ -106,3 +108,43 @@ def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_pat
         assert (final.model_extra or {})["pointsman"] == {"paused": None, "results_lost": 0}
         asked = [event["id"] for event in gate.log if event["event"] == "request" and event["path"] == CHAT]
         assert len(asked) == len(set(asked)) == 150, "what was answered while there was no room is not asked again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_an_upgrade_takes_the_batches_along() -> None:
+    """The new daemon's runner goes on when the old one's has ended; nothing that was finished is run again."""
+    lines = 1200
+    with (
+        launch_engines(2, "--model", MODEL, "--preset", "h100-8b") as paced,
+        gateway(
+            "--batch-store", "sqlite", "--batch-concurrency", "16", workers=[engine.url for engine in paced]
+        ) as gate,
+    ):
+        gate.wait_log("batches_ready")
+        client = client_of(gate, max_retries=5)
+        batch = submit(client, [chat_line(f"line-{n}", max_tokens=40) for n in range(lines)])
+        gate.wait_until("some lines", lambda: done(gate, batch.id) > 50, 60)
+        upgraded = gate.upgrade()
+        assert upgraded.returncode == 0, upgraded.stderr
+        assert done_when_back(gate, batch.id) < lines, "it has work left"
+        final = until_final(client_of(gate, max_retries=5), batch.id, 90)
+        assert final.status == "completed"
+        assert len(content(client, final.output_file_id)) == lines
+        asked = Counter(event["id"] for event in gate.log if event["event"] == "request" and event["path"] == CHAT)
+        answered_twice = [name for name, times in asked.items() if times > 1]
+        assert len(asked) == lines
+        assert len(answered_twice) <= 16, "only what was under way and did not end in time"
+
+
+def done_when_back(gate: Gateway, batch_id: str) -> int:
+    """As soon as a runner answers again: for a moment there is none."""
+
+    def ask() -> int | None:
+        try:
+            return done(gate, batch_id)
+        except InternalServerError:
+            return None
+
+    found = gate.wait_until("the runner of the new daemon answers", lambda: (ask() or -1) + 1, 30)
+    return found - 1
