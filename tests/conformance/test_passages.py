@@ -298,7 +298,8 @@ def test_a_client_that_stops_sending_is_not_waited_for_for_ever(far: FarSide, cl
 
 
 def test_paths_that_only_look_like_it_and_a_gateway_without_batches(plane: DataPlane, client: Reader) -> None:
-    for path in (b"/v1/filesystem", b"/v1/batches-x", b"/operator/batches"):
+    elsewhere = (b"/v1/files/../../operator/batches", b"/v1/files/%2e%2e/%2E%2E/operator/batches")
+    for path in (b"/v1/filesystem", b"/v1/batches-x", b"/operator/batches", *elsewhere):
         client.sock.sendall(get(path))
         assert client.answer(b"GET").status == 404
     with data_plane(shards=1) as other, socket.create_connection(other.address, timeout=TIMEOUT_S) as sock:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import pytest
@@ -14,7 +18,7 @@ from openai import InternalServerError
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.batches import MODEL, chat_line, client_of, content, submit, until_final
-from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.gateway import Gateway, gateway, session
 from tests.fakes.processes import resident_bytes
 
 CHAT: Final = "/v1/chat/completions"
@@ -148,3 +152,84 @@ def done_when_back(gate: Gateway, batch_id: str) -> int:
 
     found = gate.wait_until("the runner of the new daemon answers", lambda: (ask() or -1) + 1, 30)
     return found - 1
+
+
+# --- live traffic
+
+ROUND_S = 5.0
+SETTLE_S = 4.0
+LIVE_PER_S = 15.0
+MAX_SLOWDOWN = 1.25
+LEAST_SHARE = 0.3
+"""of what the batch does when it is alone"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_live_streams_hardly_notice_a_batch() -> None:
+    """Five rounds without and with it in turn: the median of the ratios of p95 times to first token."""
+    ratios, rates = [], []
+    with (
+        launch_engines(2, "--model", MODEL, "--preset", "h100-8b") as paced,
+        gateway(
+            "--batch-store", "sqlite", "--batch-concurrency", "48", workers=[engine.url for engine in paced]
+        ) as gate,
+    ):
+        gate.wait_log("batches_ready")
+        with long_batch(gate):
+            asyncio.run(live_traffic(gate, SETTLE_S, 0.1))
+            before, started = lines_done(gate), time.monotonic()
+            asyncio.run(live_traffic(gate, ROUND_S, 0.1))
+            alone = (lines_done(gate) - before) / (time.monotonic() - started)
+        for _ in range(5):
+            without = p95(asyncio.run(live_traffic(gate, ROUND_S, LIVE_PER_S)))
+            with long_batch(gate):
+                asyncio.run(live_traffic(gate, SETTLE_S, LIVE_PER_S))
+                before, started = lines_done(gate), time.monotonic()
+                took = asyncio.run(live_traffic(gate, ROUND_S, LIVE_PER_S))
+                rates.append((lines_done(gate) - before) / (time.monotonic() - started))
+            ratios.append(p95(took) / without)
+    told = f"slowdowns {[round(r, 2) for r in ratios]}, lines/s {[round(r) for r in rates]}, {alone:.0f} alone"
+    assert median(ratios) <= MAX_SLOWDOWN, told
+    assert median(rates) >= LEAST_SHARE * alone, told
+
+
+@contextmanager
+def long_batch(gate: Gateway) -> Iterator[None]:
+    client = client_of(gate)
+    lines = [chat_line(f"line-{n}", f"{n % 20} {'word ' * 200}", max_tokens=30) for n in range(4000)]
+    batch = submit(client, lines)
+    yield
+    client.batches.cancel(batch.id)
+    until_final(client, batch.id)
+
+
+def lines_done(gate: Gateway) -> float:
+    return gate.metrics()['pointsman_batch_lines_total{result="succeeded"}']
+
+
+def p95(took: list[float]) -> float:
+    return sorted(took)[int(len(took) * 0.95)]
+
+
+async def live_traffic(gate: Gateway, seconds: float, per_s: float) -> list[float]:
+    """Streams at a steady rate, whatever becomes of them; their times to the first token in seconds."""
+    took: list[float] = []
+
+    async def stream(number: int) -> None:
+        prompt = f"user {number} {'context ' * 120}"
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 30, "stream": True}
+        started = time.monotonic()
+        async with client.post(f"{gate.url}/v1/completions", json=body) as answer:
+            assert answer.status == 200
+            await answer.content.readany()
+            took.append(time.monotonic() - started)
+            await answer.read()
+
+    async with session() as client, asyncio.TaskGroup() as tasks:
+        started = time.monotonic()
+        for number in range(int(seconds * per_s)):
+            await asyncio.sleep(max(0.0, started + number / per_s - time.monotonic()))
+            tasks.create_task(stream(time.monotonic_ns()))
+        await asyncio.sleep(max(0.0, started + seconds - time.monotonic()))
+    return took
