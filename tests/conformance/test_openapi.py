@@ -6,6 +6,7 @@ content type or headers, none accepts what the document forbids, and nothing is 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.admin_server import admin_server
 from tests.fakes.control_port import FakeControlPort
 from tests.fakes.gateway import Gateway, gateway
-from tests.fakes.traffic import Client, completion
+from tests.fakes.prompts import shaped
+from tests.fakes.traffic import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOKEN = "a-token-of-the-test"
+KEY = "sk-a-key-of-the-test"
 SEED = 20260822
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 
@@ -56,11 +59,15 @@ def test_the_admin_api_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def gate() -> Iterator[Gateway]:
-    """Two shards, two engines, and no worker beyond loopback."""
+def gate(tmp_path: Path) -> Iterator[Gateway]:
+    """Two shards, two engines, one API key, and no worker beyond loopback."""
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": {"test": {"key": KEY}}}))
+    keys.chmod(0o600)
     with ExitStack() as stack:
         engines = stack.enter_context(launch_engines(2, "--flavor", "sglang"))
-        arguments = ("--worker-networks", "127.0.0.0/8", "--no-access-log", "--batch-store", "sqlite")
+        arguments = ["--worker-networks", "127.0.0.0/8", "--no-access-log", "--batch-store", "sqlite"]
+        arguments += ["--api-key-file", str(keys)]
         yield stack.enter_context(gateway(*arguments, workers=[engine.url for engine in engines]))
 
 
@@ -89,9 +96,10 @@ def test_the_admin_api_of_a_daemon(gate: Gateway, tmp_path: Path) -> None:
 def test_the_data_port_of_a_daemon(gate: Gateway, tmp_path: Path) -> None:
     before = gate.pids("")
     # what a body may hold is the engine's to say
-    engines = ("--exclude-checks", "negative_data_rejection,missing_required_header,ignored_auth")
+    engines = ("--exclude-checks", "negative_data_rejection,missing_required_header")
     document = f"http://{gate.admin_tcp}/openapi-data.json"
-    conform(tmp_path, document, "--url", gate.url, *engines, examples=15)
+    conform(tmp_path, document, "--url", gate.url, *engines, examples=15, token=KEY)
     assert_unharmed(gate, before)
-    with Client((gate.host, gate.port)) as client:
-        assert client.ask(completion()).status == 200
+    for headers, status in (({"Authorization": f"Bearer {KEY}"}, 200), ({}, 401)):
+        with Client((gate.host, gate.port)) as client:
+            assert client.ask(shaped("prompt string", "x", headers, max_tokens=1)).status == status
