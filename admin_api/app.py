@@ -1,6 +1,7 @@
 """The admin API as an aiohttp application; the daemon behind it is a `ControlPort`.
 
-    errors -> JSON  |  guard (Host, Origin, content type, size)  |  authentication  |  body  |  counted  |  handler
+    errors -> JSON, audit line  |  guard (Host, Origin, content type, size)  |  who, and with what scope  |  body
+        |  counted  |  state before and after  |  handler
 
 Built once per kind of listener, because they differ in whom they trust. Serve it with `server.AdminRunner`.
 """
@@ -14,16 +15,17 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from pointsman.admin_api import peers
+from pointsman.admin_api import auditing
 from pointsman.admin_api.answers import answer, error_body, refusal
 from pointsman.admin_api.auth import AdminAuth, authenticator
-from pointsman.admin_api.changes import CHANGING, Changes, counted
+from pointsman.admin_api.changes import Changes, counted
 from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
 from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.docs import DocsHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
 from pointsman.admin_api.handlers.fanout import FanoutHandlers
 from pointsman.admin_api.handlers.legacy import LegacyHandlers
+from pointsman.admin_api.handlers.logs import LogHandlers
 from pointsman.admin_api.handlers.pause import PauseHandlers
 from pointsman.admin_api.handlers.probes import ProbeHandlers
 from pointsman.admin_api.handlers.record import RecordHandlers
@@ -49,6 +51,7 @@ def build_app(
             authenticator(auth),
             body_receiver(),
             counted(changes or Changes()),
+            auditing.observed(port),
         ],
         client_max_size=MAX_BODY_BYTES,
     )
@@ -61,6 +64,7 @@ def build_app(
         ConfigHandlers,
         RecordHandlers,
         PauseHandlers,
+        LogHandlers,
         StateHandlers,
         FanoutHandlers,
         UpgradeHandlers,
@@ -97,10 +101,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception as error:  # noqa: BLE001 - boundary: a defect of ours ends this request and nothing else
         _log_defect(request, error)
         response = answer(error_body("internal error; the daemon's log has it", "INTERNAL"), status=500)
-    if request.method in CHANGING:
-        # without the query: an API key may be in it
-        peer = peers.describe(request)
-        log("admin_request", method=request.method, path=request.path, status=response.status, peer=peer)
+    auditing.write_line(request, response.status)
     return response
 
 

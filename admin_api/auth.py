@@ -1,4 +1,4 @@
-"""Who may use the admin API: whoever can open the unix socket; over TCP whoever shows a token.
+"""Who may use the admin API: whoever can open the unix socket; over TCP whoever shows a token, within its scope.
 
 Wrong tokens are answered ever later, per peer, and a peer that goes on is not heard for a while. Not so on loopback:
 all users of the machine share that address, and one must not lock out the others; there the delay has to do (and the
@@ -19,6 +19,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from pointsman.admin_api.answers import refused
+from pointsman.admin_api.callers import CALLER, Caller, authorize, local_caller
 from pointsman.admin_api.peers import is_loopback
 from pointsman.admin_api.tokens import TokenStore
 from pointsman.daemon.errors import RequestError
@@ -28,7 +29,7 @@ PUBLIC_PATHS = frozenset({"/health", "/docs", "/openapi.json", "/openapi-data.js
 
 
 class AdminAuth(Protocol):
-    async def check(self, request: web.Request) -> None:
+    async def check(self, request: web.Request) -> Caller:
         """Raises RequestError (401, 429) for a request that may not pass."""
         ...
 
@@ -36,8 +37,9 @@ class AdminAuth(Protocol):
 class Trusting:
     """For the unix socket (its mode decides who may connect) and for `--admin-no-auth`."""
 
-    async def check(self, request: web.Request) -> None:
+    async def check(self, request: web.Request) -> Caller:
         """Passes everybody."""
+        return local_caller(request)
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class BearerTokens:
         self._now = now
         self._sleep = sleep
 
-    async def check(self, request: web.Request) -> None:
+    async def check(self, request: web.Request) -> Caller:
         token = _bearer(request.headers.get(hdrs.AUTHORIZATION, ""))
         if not token:
             raise _unauthorized("this needs a token: send it as `Authorization: Bearer TOKEN`")
@@ -101,8 +103,9 @@ class BearerTokens:
         if wait_s:
             retry = (("Retry-After", str(int(wait_s) + 1)),)
             raise refused(429, "TOO_MANY_FAILURES", "too many wrong tokens; wait", headers=retry, close=True)
-        if self._tokens.accepts(token):
-            return
+        caller = self._tokens.find(token)
+        if caller is not None:
+            return caller
         log("admin_token_refused", level="warning", peer=peer)
         await self._sleep(self._throttle.failed(peer, self._now()))
         raise _unauthorized("the token is not one of the daemon's")
@@ -121,7 +124,8 @@ def authenticator(auth: AdminAuth) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in PUBLIC_PATHS:
-            await auth.check(request)
+            caller = request[CALLER] = await auth.check(request)
+            authorize(request, caller)
         return await handler(request)
 
     return authenticate

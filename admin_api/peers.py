@@ -29,10 +29,23 @@ def describe(request: web.Request) -> str:
     """For the log: the address, or `uid=… pid=…` of the process at the other end of a unix socket."""
     if request.remote:
         return request.remote
+    found = _credentials(request)
+    return "gone" if found is None else f"uid={found[1]} pid={found[0]}"
+
+
+def user_of(request: web.Request) -> int | None:
+    """The user id of the process at the other end of a unix socket."""
+    found = _credentials(request)
+    return None if found is None else found[1]
+
+
+def _credentials(request: web.Request) -> tuple[int, int] | None:
+    """(process id, user id)"""
     sock = request.transport and request.transport.get_extra_info("socket")
+    if not sock or sock.family != socket.AF_UNIX:
+        return None
     try:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size) if sock else b""
-        pid, uid, _gid = _CREDENTIALS.unpack(data)
+        pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     except (OSError, struct.error):
-        return "gone"
-    return f"uid={uid} pid={pid}"
+        return None
+    return pid, uid

@@ -130,6 +130,68 @@ class ExplainRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A profile's name, or a draft as in profiles.json; None: as the request says."""
 
 
+class HeldView(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is in force in the place of a file, until that file changes."""
+
+    kind: Literal["profiles", "workers"]
+    path: str | None
+    """The file that it hides; None: none is configured."""
+    origin: Literal["rollback", "apply"]
+    what: str
+    """`generation 12`, or the name of the file that was applied."""
+    by: str
+    since: float
+    confirm_by: float | None
+    """From then on (Unix seconds) what was in force before is, unless it is confirmed; None: it stays."""
+
+
+class HistoryEntryView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files said in a row of generations."""
+
+    generation: int
+    """The first one."""
+    last: int
+    """The last one, so far."""
+    at: float
+    cause: str
+    by: str
+    """Empty: a file was edited."""
+    is_current: bool
+
+
+class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
+    generations: tuple[HistoryEntryView, ...]
+    """The newest first."""
+
+
+class GenerationView(HistoryEntryView, frozen=True, kw_only=True):
+    content: dict[str, Any]
+    """Secrets are shown as `hash:…`; what is at its default is left out."""
+
+
+class DifferenceView(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    before: Any
+    """null: it was not there."""
+    after: Any
+
+
+class ConfigDiffView(msgspec.Struct, frozen=True, kw_only=True):
+    before: int
+    """The generations that are compared."""
+    after: int
+    changes: tuple[DifferenceView, ...]
+
+
+class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    kind: Literal["profiles", "workers"]
+    name: str
+    """Of the file; its ending says what format `content` is in."""
+    content: str
+    confirm_within_s: float | None = None
+    """None: it needs no confirmation."""
+
+
 class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     hash: str
@@ -144,6 +206,8 @@ class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     pending_restart: tuple[str, ...]
     """Keys of pointsman.toml that changed on disk and need a restart."""
+    held: tuple[HeldView, ...] = ()
+    """What is in force in the place of a file."""
 
 
 class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +263,14 @@ class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: float
     """How long it may take for that."""
     took_s: float
+
+
+class LogView(msgspec.Struct, frozen=True, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"]
+    access_log: bool
+    """False: there are no access lines, whatever is sampled."""
+    access_sample: float
+    """The share of the requests without an error that get an access line."""
 
 
 class SavedStateView(msgspec.Struct, frozen=True, kw_only=True):
@@ -325,10 +397,52 @@ class ControlPort(Protocol):
         """What went to a worker in the last seconds, and why. 404 `WORKER_NOT_FOUND`."""
         ...
 
+    def worker_settings(self, key: str) -> dict[str, Any]:
+        """What the admin API can change of a worker, for audit lines; never its key. 404 `WORKER_NOT_FOUND`."""
+        ...
+
+    def log_settings(self) -> LogView: ...
+
+    def set_logs(self, level: str | None, access_sample: float | None) -> LogView:
+        """In force in all processes from their next line on, until the daemon restarts. None: as it is."""
+        ...
+
     def config(self) -> ConfigView: ...
 
     async def reload(self) -> ConfigView:
         """Read all files again and publish what changed; the view says whether that was accepted."""
+        ...
+
+    def config_history(self) -> HistoryView: ...
+
+    def config_generation(self, generation: int) -> GenerationView:
+        """404 `GENERATION_NOT_KEPT`; 409 `WRITTEN_BY_ANOTHER_VERSION`."""
+        ...
+
+    def config_diff(self, before: int, after: int | None) -> ConfigDiffView:
+        """None: what is in force. Raises as `config_generation`."""
+        ...
+
+    async def rollback(self, generation: int, by: str) -> ConfigView:
+        """Its profiles and its workers of the workers file are in force when this returns, until those files change.
+
+        As `config_generation`; 409 `SECRET_NOT_KEPT`; 422 `CONFIG_REFUSED`, 503 `NOT_PUBLISHED`.
+        """
+        ...
+
+    async def apply(self, request: ApplyRequest, by: str) -> ConfigView:
+        """In force when this returns, in the place of the file of that kind, until that changes.
+
+        422 `CONFIG_REFUSED`, 409 `CONFIRMATION_PENDING`, 503 `NOT_PUBLISHED`.
+        """
+        ...
+
+    async def confirm(self, by: str) -> ConfigView:
+        """409 `NOTHING_TO_CONFIRM`."""
+        ...
+
+    async def release(self, by: str) -> ConfigView:
+        """The files are in force again. 409 `NOTHING_HELD`."""
         ...
 
     def status(self) -> StatusView: ...

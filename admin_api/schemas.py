@@ -16,6 +16,7 @@ from pointsman.admin_api.answers import bad_request
 from pointsman.admin_api.ports import (
     DEFAULT_UPGRADE_TIMEOUT_S,
     MAX_UPGRADE_TIMEOUT_S,
+    ApplyRequest,
     ExplainRequest,
     WorkerPatch,
     WorkerRequest,
@@ -48,6 +49,7 @@ LEFT_ASIDE = (
 
 MAX_RECORD_MINUTES = 24 * 60
 MAX_DRAIN_S = 7 * 86_400
+MAX_CONFIRM_S = 86_400
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -181,6 +183,37 @@ class RecordBody(_Strict):
     """POST /record"""
 
     minutes: float = Field(gt=0, le=MAX_RECORD_MINUTES)
+
+
+class RollbackBody(_Strict):
+    """POST /config/rollback"""
+
+    generation: int = Field(ge=1)
+
+
+class ApplyBody(_Strict):
+    """POST /config/apply"""
+
+    kind: Literal["profiles", "workers"]
+    name: str = Field(min_length=1, max_length=400)
+    """Of the file: its ending says whether `content` is JSON, YAML or TOML."""
+    content: str
+    """The file."""
+    confirm_within_s: float | None = Field(default=None, ge=1, le=MAX_CONFIRM_S)
+    """Without a confirmation by then it is taken back."""
+
+    def to_request(self) -> ApplyRequest:
+        return ApplyRequest(
+            kind=self.kind, name=self.name, content=self.content, confirm_within_s=self.confirm_within_s
+        )
+
+
+class LogBody(_Strict):
+    """PUT /log-level: what is not there stays."""
+
+    level: Literal["debug", "info", "warning", "error"] | None = None
+    access_sample: float | None = Field(default=None, ge=0, le=1)
+    """The share of the requests without an error that get an access line."""
 
 
 class PauseBody(_Strict):

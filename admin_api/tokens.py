@@ -1,33 +1,45 @@
 """The admin tokens: where they come from, how they are kept and compared.
 
-A token file has one token per line, so that a new one can be added before the old one goes; blank lines and lines that
-begin with # do not count. It is read again when it changes. A file that cannot be read, or has no token in it, lets
-nobody in (deleting a token must work); the unix socket stays open to mend that.
+A token file is one of two kinds. With the ending .json, .yaml or .toml it names its tokens, each by its hash and with a
+scope (`config.tokens_file`). Any other has one token per line, in clear, each with the scope admin and called by its
+line; blank lines and lines that begin with # do not count.
+
+It is read again when it changes. A file that cannot be read, or has no token in it, lets nobody in (deleting a token
+must work); the unix socket stays open to mend that. A file of names with a defect in it changes nothing, and the log
+says where.
 
 Only SHA-256 digests are kept: tokens are random, so nothing slower is needed, and a dump of the process shows none.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from pointsman.config import places
+from pointsman.admin_api.callers import Caller, Scope
+from pointsman.config import documents, places
+from pointsman.config.keys_file import digest_of
 from pointsman.config.settings import Settings
+from pointsman.config.tokens_file import read_tokens
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 from pointsman.daemon.telemetry.logs import log
 
 CREDENTIAL = "admin-token"
 """name in $CREDENTIALS_DIRECTORY (systemd: LoadCredential=admin-token:…)"""
 GENERATED_MODE = 0o640
-MAX_FILE_BYTES = 65536
+MAX_FILE_BYTES = 1 << 20
 
 _Stamp = tuple[int, int, int]
+
+
+class _Token(NamedTuple):
+    digest: bytes
+    caller: Caller
 
 
 class TokenStore:
@@ -38,29 +50,31 @@ class TokenStore:
         self.path = path
         self._is_generated = is_generated
         self._stamp: _Stamp | None = None
-        self._digests: tuple[bytes, ...] = ()
+        self._tokens: tuple[_Token, ...] = ()
         try:
             self._load()
         except OSError as error:
             raise _unusable(path, f"cannot be used: {error.strerror}") from None
-        if not self._digests:
+        if not self._tokens:
             raise _unusable(path, "has no token in it")
 
-    def accepts(self, token: str) -> bool:
+    def find(self, token: str) -> Caller | None:
         """Takes the same time whichever token it is, or nearly is."""
         self._refresh()
-        digest = _digest(token)
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
+        digest = digest_of(token)
+        matches = [known.caller for known in self._tokens if hmac.compare_digest(digest, known.digest)]
+        return matches[0] if matches else None
 
     def _refresh(self) -> None:
         try:
             if self._stamp is None or self._stamp != self._current_stamp():
                 self._load()
         except OSError as error:
-            if self._digests or self._stamp is not None:
+            if self._tokens or self._stamp is not None:
                 log("admin_tokens_unreadable", level="error", path=str(self.path), reason=error.strerror)
-            self._digests, self._stamp = (), None
+            self._tokens, self._stamp = (), None
+        except ConfigErrors as error:
+            log("admin_tokens_refused", level="error", path=str(self.path), problem=str(error))
 
     def _current_stamp(self) -> _Stamp | None:
         try:
@@ -75,8 +89,8 @@ class TokenStore:
             status = os.fstat(file.fileno())
             data = file.read(MAX_FILE_BYTES)
         self._stamp = _stamp(status)
-        self._digests = tuple(_digest(token) for token in _tokens(data.decode("utf-8", "replace")))
-        if not self._digests:
+        self._tokens = _named(data, self.path) if _has_names(self.path) else _listed(data)
+        if not self._tokens:
             log("admin_tokens_empty", level="error", path=str(self.path))
         if status.st_mode & stat.S_IROTH:
             log("admin_tokens_exposed", level="warning", path=str(self.path), remedy=f"chmod o-rwx {self.path}")
@@ -95,13 +109,23 @@ def open_tokens(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     return TokenStore(Path(settings.runtime_dir) / places.ADMIN_TOKEN, is_generated=True)
 
 
-def _tokens(text: str) -> list[str]:
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _has_names(path: Path) -> bool:
+    return path.suffix.lower() in documents.FORMATS
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+def _named(data: bytes, path: Path) -> tuple[_Token, ...]:
+    """Raises ConfigErrors."""
+    found = read_tokens(documents.parse(data, str(path)))
+    return tuple(_Token(token.digest, Caller(token.name, Scope[token.scope.upper()])) for token in found)
+
+
+def _listed(data: bytes) -> tuple[_Token, ...]:
+    lines = enumerate((line.strip() for line in data.decode("utf-8", "replace").splitlines()), 1)
+    return tuple(
+        _Token(digest_of(line), Caller(f"line {number}", Scope.ADMIN))
+        for number, line in lines
+        if line and not line.startswith("#")
+    )
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

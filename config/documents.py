@@ -62,14 +62,47 @@ class Findings:
 def read(path: Path) -> Document:
     """Raises ConfigErrors: no such file, not text, not of its format, keys that occur twice, …"""
     source = str(path)
+    parser = _parser_for(path.name, source)
+    return _parse(_read_bytes(path, source), source, parser)
+
+
+def parse(data: bytes, name: str) -> Document:
+    """What somebody has read from a file called `name`. Raises ConfigErrors, as `read` does."""
+    parser = _parser_for(name, name)
+    if len(data) > MAX_BYTES:
+        raise _too_large(name)
+    return _parse(data, name, parser)
+
+
+def text_of(path: Path) -> str:
+    """The file as it is. Raises ConfigErrors."""
+    return _decode(_read_bytes(path, str(path)), str(path))
+
+
+def digest_of(path: Path) -> str:
+    """As `Document.digest`, whatever is in the file; "unreadable" for what cannot be read."""
     try:
-        parse = _PARSERS[FORMATS[path.suffix.lower()]]
+        return hashlib.sha256(_read_bytes(path, str(path))).hexdigest()
+    except ConfigErrors:
+        return "unreadable"
+
+
+_Parser = Callable[[str, str], tuple[object, Places]]
+"""(text, source) -> (value, places)"""
+
+
+def _parser_for(name: str, source: str) -> _Parser:
+    suffix = Path(name).suffix
+    try:
+        return _PARSERS[FORMATS[suffix.lower()]]
     except KeyError:
-        raise _bad(source, f"unknown file type {path.suffix!r}", hint=f"one of {', '.join(FORMATS)}") from None
-    data = _read_bytes(path, source)
+        raise _bad(source, f"unknown file type {suffix!r}", hint=f"one of {', '.join(FORMATS)}") from None
+
+
+def _parse(data: bytes, source: str, parser: _Parser) -> Document:
     text = _decode(data, source)
     try:
-        value, places = parse(text, source)
+        value, places = parser(text, source)
     except RecursionError:
         raise _bad(source, "nested too deeply") from None
     _refuse_bad_keys(places, source)
@@ -107,8 +140,12 @@ def _read_bytes(path: Path, source: str) -> bytes:
     except OSError as error:
         raise _bad(source, f"cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise _bad(source, f"is larger than {MAX_BYTES // 2**20} MiB")
+        raise _too_large(source)
     return data
+
+
+def _too_large(source: str) -> ConfigErrors:
+    return _bad(source, f"is larger than {MAX_BYTES // 2**20} MiB")
 
 
 def _decode(data: bytes, source: str) -> str:
@@ -238,7 +275,7 @@ def _parse_toml(text: str, source: str) -> tuple[object, Places]:
     return value, positions.toml_places(text)
 
 
-_PARSERS: dict[str, Callable[[str, str], tuple[object, Places]]] = {
+_PARSERS: dict[str, _Parser] = {
     "JSON": _parse_json,
     "YAML": _parse_yaml,
     "TOML": _parse_toml,

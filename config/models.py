@@ -250,7 +250,11 @@ class ServeConfig(BaseSettings):
     health_failure_threshold: int = _key("health_failure_threshold", "failed probes in a row = down", ge=1, le=1000)
     health_success_threshold: int = _key("health_success_threshold", "good probes in a row = up", ge=1, le=1000)
 
-    access_log: bool = _key("access_log", "one JSON line per request")
+    access_log: bool = _key("access_log", "one line per request")
+    access_log_format: Literal["json", "text"] = _key("access_log_format", "how that line is written")
+    access_log_sample: float = _key(
+        "access_log_sample", "share of the requests without an error that get a line (0 to 1)", ge=0, le=1
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _key("log_level", "least level that is logged")
 
     def to_settings(self, *, config_file: Path | None = None) -> Settings:

@@ -159,6 +159,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     # logs
     access_log: bool = True
+    access_log_format: str = "json"
+    """"json" or "text": one line per request either way"""
+    access_log_sample: float = 1.0
+    """the share of the requests without an error that get a line; PUT /log-level changes it"""
     log_level: str = "info"
 
 

@@ -154,6 +154,8 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: TlsMaterial | None = None
     worker_ca: str = ""
     """PEM of the authorities that https workers are checked against; "" = the system's"""
+    content: str = ""
+    """Names what the files said, for the history (control.history)."""
 
 
 _encoder = msgspec.msgpack.Encoder()

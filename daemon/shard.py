@@ -35,10 +35,11 @@ from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.listener_tls import ListenerTls
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.log_settings import LogSettings
 from pointsman.daemon.shm.native import die_with_parent, name_process
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry.logs import log
+from pointsman.daemon.telemetry.logs import follow_level, log
 
 HEARTBEAT_S = 0.25
 SWEEP_S = 1.0
@@ -304,6 +305,7 @@ async def _main(arguments: argparse.Namespace) -> None:
     sockets = tuple(socket.socket(fileno=int(fd)) for fd in arguments.listen_fds.split(","))
     settings = settings_codec.decode(leash.read_all(arguments.settings_fd))
     state = RoutingState.attach(Segment.attach(arguments.segment_fd), arguments.prefix_fd)
+    follow_level(LogSettings(state.segment))
     tables = Tables()
     loop = asyncio.get_running_loop()
     # the segment may already be generations ahead of what this process has loaded

@@ -31,7 +31,16 @@ POST   /explain               a request body, or {{"request": {{…}}, "headers"
 GET    /decisions             ?limit=50  ?worker=ID: the newest routed requests
 GET    /decisions/REQUEST-ID  one of them, with its explanation where it was kept
 GET    /config                generation, source, hash, last reload
+GET    /config/history        what the files said in the last generations
+GET    /config/history/G      in generation G, with its content
+GET    /config/diff           ?from=G ?to=G2: what changed
 POST   /config/reload         read the files again
+POST   /config/rollback       {{"generation": G}}: its profiles and workers, until their files change
+POST   /config/apply          {{"kind": "profiles"|"workers", "name": "…", "content": "…", "confirm_within_s": 120}}
+POST   /config/confirm        keep what is on trial
+POST   /config/release        the files again, whatever is held in their place
+GET    /log-level             what is logged
+PUT    /log-level             {{"level": "info", "access_sample": 0.1}}
 POST   /pause                 {{"mode": "hold" or "reject", "reason": "…"}}: from its answer on no request starts
 POST   /resume                requests go on
 POST   /upgrade               {{"timeout_s": 60}}: the installed version takes over; answered when it has, or could not

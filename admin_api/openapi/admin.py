@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from pointsman.admin_api.handlers.config import MAX_GENERATION
 from pointsman.admin_api.handlers.explain import MAX_LIMIT
 from pointsman.admin_api.handlers.fanout import MAX_TIMEOUT_S, OPERATIONS
 from pointsman.admin_api.handlers.record import LINES_TYPE
@@ -21,14 +22,27 @@ from pointsman.admin_api.openapi.document import (
     Shape,
     document,
 )
-from pointsman.admin_api.ports import ConfigView, PauseView, SavedStateView, StatusView, UpgradeView
+from pointsman.admin_api.ports import (
+    ConfigDiffView,
+    ConfigView,
+    GenerationView,
+    HistoryView,
+    LogView,
+    PauseView,
+    SavedStateView,
+    StatusView,
+    UpgradeView,
+)
 from pointsman.admin_api.schemas import (
     MAX_DRAIN_S,
+    ApplyBody,
     DrainBody,
     ExplainBody,
+    LogBody,
     PatchBody,
     PauseBody,
     RecordBody,
+    RollbackBody,
     UpgradeBody,
     WorkerBody,
 )
@@ -45,7 +59,7 @@ ERRORS: Mapping[int, str] = MappingProxyType(
     {
         400: "BAD_REQUEST: the message names the field or parameter, and what was expected.",
         401: "UNAUTHORIZED: no token, or a wrong one.",
-        403: "CROSS_SITE, CROSS_ORIGIN: sent by another site's page.",
+        403: "CROSS_SITE, CROSS_ORIGIN: sent by another site's page. SCOPE: not with that token.",
         408: "REQUEST_TIMEOUT: the body did not arrive in time.",
         413: "PAYLOAD_TOO_LARGE: the body exceeds 1 MiB.",
         415: "UNSUPPORTED_MEDIA_TYPE: bodies are JSON and say so.",
@@ -378,9 +392,114 @@ _ROUTING = (
     ),
 )
 
+_GENERATION: JsonObject = {"type": "integer", "minimum": 1, "maximum": MAX_GENERATION}
+_NOT_KEPT = _error(404, "GENERATION_NOT_KEPT: the message says which are.")
+_OTHER_VERSION = _error(409, "WRITTEN_BY_ANOTHER_VERSION")
+_REFUSED = _error(422, "CONFIG_REFUSED: the message says where and why, one line for each defect.")
+_HOLD_NOT_SAVED = _error(500, "STATE_NOT_SAVED: the state directory cannot be written; nothing has changed.")
+
 _CONFIG = (
     _operation(
         "GET", "/config", "configuration", "The configuration in force", {200: _json(ConfigView, "And its files.")}
+    ),
+    _operation(
+        "GET",
+        "/config/history",
+        "configuration",
+        "What the files said in the last generations",
+        {200: _json(HistoryView, "The newest first.")},
+    ),
+    _operation(
+        "GET",
+        "/config/history/{generation}",
+        "configuration",
+        "One of them, with its content",
+        {200: _json(GenerationView, "Secrets are hashes."), 404: _NOT_KEPT, 409: _OTHER_VERSION},
+        parameters=(Parameter("generation", "path", "Its number.", _GENERATION),),
+    ),
+    _operation(
+        "GET",
+        "/config/diff",
+        "configuration",
+        "What changed from one generation to another",
+        {200: _json(ConfigDiffView, "Secrets are hashes."), 404: _NOT_KEPT, 409: _OTHER_VERSION},
+        parameters=(
+            Parameter("from", "query", "The earlier one.", _GENERATION, required=True),
+            Parameter("to", "query", "The later one; without: what is in force.", _GENERATION),
+        ),
+    ),
+    _operation(
+        "POST",
+        "/config/rollback",
+        "configuration",
+        "Go back to an old generation's profiles and workers",
+        {
+            200: _json(ConfigView, "They are in force, until the files change: `held`."),
+            404: _NOT_KEPT,
+            409: _error(409, "SECRET_NOT_KEPT: the message says whose. WRITTEN_BY_ANOTHER_VERSION."),
+            422: _REFUSED,
+            500: _HOLD_NOT_SAVED,
+        },
+        description="Published as a new generation; docs/config-history.md.",
+        body=Body(RollbackBody, example={"generation": 12}),
+    ),
+    _operation(
+        "POST",
+        "/config/apply",
+        "configuration",
+        "Put a file in force in the place of the configured one",
+        {
+            200: _json(ConfigView, "It is in force, until the configured file changes: `held`."),
+            409: _error(409, "CONFIRMATION_PENDING: something else is on trial."),
+            422: _REFUSED,
+            500: _HOLD_NOT_SAVED,
+        },
+        description="With confirm_within_s it is taken back by then, unless it is confirmed.",
+        body=Body(
+            ApplyBody,
+            example={
+                "kind": "profiles",
+                "name": "profiles.json",
+                "content": '{"profiles": {"default": {}}}',
+                "confirm_within_s": 120,
+            },
+        ),
+    ),
+    _operation(
+        "POST",
+        "/config/confirm",
+        "configuration",
+        "Keep what is on trial",
+        {
+            200: _json(ConfigView, "It stays."),
+            409: _error(409, "NOTHING_TO_CONFIRM"),
+            422: _REFUSED,
+            500: _HOLD_NOT_SAVED,
+        },
+    ),
+    _operation(
+        "POST",
+        "/config/release",
+        "configuration",
+        "The files again, whatever is held in their place",
+        {
+            200: _json(ConfigView, "They are in force."),
+            409: _error(409, "NOTHING_HELD"),
+            422: _REFUSED,
+            500: _HOLD_NOT_SAVED,
+        },
+    ),
+    _operation(
+        "GET", "/log-level", "state", "What is logged", {200: _json(LogView, "Level, and share of the access lines.")}
+    ),
+    _operation(
+        "PUT",
+        "/log-level",
+        "state",
+        "Change what is logged",
+        {200: _json(LogView, "In force in all processes, until the daemon restarts.")},
+        description="What the body does not name stays. Requests with an error always have their access line.",
+        body=Body(LogBody, example={"level": "debug", "access_sample": 0.1}),
     ),
     _operation(
         "POST",

@@ -16,9 +16,10 @@ from pointsman.config import settings as settings_codec
 from pointsman.daemon import leash
 from pointsman.daemon.batches.boot import BatchProcess, Inherited
 from pointsman.daemon.errors import EXIT_BOOT_FAILED
+from pointsman.daemon.shm.log_settings import LogSettings
 from pointsman.daemon.shm.native import die_with_parent, name_process
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry.logs import log, set_level
+from pointsman.daemon.telemetry.logs import follow_level, log
 
 
 async def _run(inherited: Inherited) -> int:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             Segment.attach(arguments.segment_fd),
             socket.socket(fileno=arguments.leash_fd),
         )
-        set_level(inherited.settings.log_level)
+        follow_level(LogSettings(inherited.segment))
         code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_run(inherited))
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor tries again, less and less often
         log("batches_failed", level="error", reason=str(error) or repr(error))

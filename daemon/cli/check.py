@@ -13,6 +13,7 @@ from pointsman.config.documents import Document
 from pointsman.config.keys_file import read_keys
 from pointsman.config.profiles_file import read_profiles
 from pointsman.config.serve_sources import check_serve_document
+from pointsman.config.tokens_file import read_tokens
 from pointsman.config.workers_file import read_workers
 from pointsman.daemon.cli.arguments import Parser
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors
@@ -30,7 +31,9 @@ class Verdict(NamedTuple):
 
 def run(argv: list[str]) -> int:
     """0: all files are fine; 78: at least one is not; 64: no file was named."""
-    parser = Parser("check", "Check configuration files: settings (pointsman.toml), profiles, workers, API keys.")
+    parser = Parser(
+        "check", "Check configuration files: settings (pointsman.toml), profiles, workers, API keys, admin tokens."
+    )
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     arguments = parser.parse(argv)
@@ -64,6 +67,8 @@ def kind_of(value: object, path: Path) -> str:
         return "profiles"
     if "keys" in keys:
         return "keys"
+    if "tokens" in keys:
+        return "tokens"
     if isinstance(value, dict) and "workers" in keys:
         # The key is also one of pointsman.toml, a list of URLs there.
         declared = value["workers"]
@@ -88,6 +93,10 @@ def _keys(document: Document) -> tuple[str, tuple[str, ...]]:
     return _count(found.keys, "key"), found.warnings
 
 
+def _tokens(document: Document) -> tuple[str, tuple[str, ...]]:
+    return _count(read_tokens(document), "token"), ()
+
+
 def _settings(document: Document) -> tuple[str, tuple[str, ...]]:
     return _count(check_serve_document(document, FileCheck()), "key"), ()
 
@@ -97,6 +106,7 @@ _READERS: dict[str, Callable[[Document], tuple[str, tuple[str, ...]]]] = {
     "workers": _workers,
     "settings": _settings,
     "keys": _keys,
+    "tokens": _tokens,
 }
 
 

@@ -27,6 +27,7 @@ from pointsman.config.profiles_schema import (
     RoutingConfig,
     SharedSection,
 )
+from pointsman.config.tokens_schema import MAX_TOKENS, TokenSection, TokensSection
 from pointsman.config.workers_schema import TargetGroup, WorkerSection, WorkersSection
 from pointsman.daemon.cli.arguments import Parser
 from pointsman.daemon.errors import EXIT_OK
@@ -167,6 +168,18 @@ def keys_schema() -> Schema:
     return _document("API keys of the clients of pointsman, read live.", schema, definitions)
 
 
+# --- admin tokens
+
+
+def tokens_schema() -> Schema:
+    schema, definitions = _models(TokensSection, TokenSection)
+    schema["properties"]["tokens"] = _map_of("TokenSection") | {
+        "propertyNames": {"pattern": NAME_PATTERN},
+        "maxProperties": MAX_TOKENS,
+    }
+    return _document("Named tokens of the admin API of pointsman, read live.", schema, definitions)
+
+
 # --- how
 
 
@@ -175,6 +188,7 @@ SCHEMAS: Mapping[str, Callable[[], Schema]] = {
     "profiles": profiles_schema,
     "workers": workers_schema,
     "keys": keys_schema,
+    "tokens": tokens_schema,
 }
 
 

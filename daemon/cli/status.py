@@ -36,6 +36,7 @@ def describe(status: dict[str, Any], workers: list[dict[str, Any]], now: float) 
     sections = (
         _head(status),
         reload_errors(status["config"], now),
+        "\n".join(held_lines(status["config"], now)),
         _figures(status, now),
         _processes(status["processes"]),
         _workers(status, workers),
@@ -56,6 +57,22 @@ def reload_errors(config: dict[str, Any], now: float) -> str:
     when = "" if config["last_reload_at"] is None else f" {duration(now - config['last_reload_at'])} ago"
     head = f"RELOAD REFUSED{when}: generation {config['generation']} stays in force"
     return "\n".join([paint(head, "red"), *(f"  {plain(error)}" for error in config["errors"])])
+
+
+def held_lines(config: dict[str, Any], now: float) -> list[str]:
+    """What is in force in the place of a file, and until when."""
+    lines = []
+    for held in config["held"]:
+        until = f"until {plain(held['path'])} changes" if held["path"] else "until it is released"
+        what = "rolled back to" if held["origin"] == "rollback" else "applied from"
+        since = f"{what} {plain(held['what'])} by {plain(held['by'])} {duration(now - held['since'])} ago"
+        lines.append(
+            f"{paint('HELD', 'yellow')}           {held['kind']}: {since}, {until} (or pointsman config release)"
+        )
+        if held["confirm_by"] is not None:
+            left = duration(held["confirm_by"] - now)
+            lines.append(f"{paint('UNCONFIRMED', 'red')}    taken back in {left}, unless: pointsman config confirm")
+    return lines
 
 
 def _figures(status: dict[str, Any], now: float) -> str:

@@ -17,10 +17,11 @@ from pointsman.config import settings as settings_codec
 from pointsman.daemon import leash
 from pointsman.daemon.control.boot import Inherited, run
 from pointsman.daemon.errors import EXIT_BOOT_FAILED
+from pointsman.daemon.shm.log_settings import LogSettings
 from pointsman.daemon.shm.native import die_with_parent, name_process
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry.logs import log, set_level
+from pointsman.daemon.telemetry.logs import follow_level, log
 from pointsman.daemon.workers.state import WorkerState
 
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         signal.signal(ignored, signal.SIG_IGN)
     try:
         inherited = _inherit(arguments)
-        set_level(inherited.settings.log_level)
+        follow_level(LogSettings(inherited.state.segment))
         state = WorkerState(Path(inherited.settings.state_dir))
         code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(inherited, state))
     except Exception as error:  # noqa: BLE001 - tell the supervisor that trying again is useless

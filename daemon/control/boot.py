@@ -28,11 +28,13 @@ from pointsman.daemon import leash
 from pointsman.daemon.control import admin, files, recalling, restore
 from pointsman.daemon.control.catalog import Catalog
 from pointsman.daemon.control.channel import Channel
+from pointsman.daemon.control.config_state import ConfigState
 from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import compile_snapshot
 from pointsman.daemon.control.drain import Drainer
 from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.fanning import Fanning
+from pointsman.daemon.control.historian import Historian
 from pointsman.daemon.control.pausing import Pauser
 from pointsman.daemon.control.publisher import RETRY_S, NotPublished, Publisher
 from pointsman.daemon.control.recording import Recorder
@@ -133,6 +135,9 @@ class Control:
             if not welcome.stands_by:
                 await self._own_state()
             service = self._assemble(welcome.last, client)
+            reached = await self._historian.load()
+            if welcome.last is None:  # generations go on counting where the last daemon stopped
+                self._publisher.outrun(reached)
             await self._start(service, welcome)
             return await self._until_end()
         finally:
@@ -164,7 +169,7 @@ class Control:
         self._scraper = scraper = Scraper(segment, client, self._background.spawn, self._engine_restarted)
         around = Surroundings(self._background.spawn, locator.resolve, self._publish_found)
         self._prober = Prober(settings, segment, client, around, scraper, self._health_section)
-        self._publisher = publisher = Publisher(self._channel, segment, last, self._compile)
+        self._publisher = publisher = Publisher(self._channel, segment, last, self._compile, self._published)
         self._residency = Residency(self._routing, settings, lambda: publisher.current)
         self._saver = StateSaver(self._routing, settings, registry, scraper, self._residency)
         self._drainer = Drainer(self._routing, registry, lambda: publisher.current, self._slot_freed)
@@ -179,7 +184,9 @@ class Control:
             self._drainer.wake,
         )
         before = last or Snapshot(generation=0)
-        self._reloader = Reloader(settings, registry, locator, before, catalog.settle, self._reload_soon)
+        config_state = ConfigState(self._state)
+        self._reloader = Reloader(settings, registry, locator, before, config_state, catalog.settle, self._reload_soon)
+        self._historian = Historian(self._reloader, config_state, files.paths(settings))
         recorder = Recorder(segment, settings.prefix_block_bytes, lambda: publisher.current.models)
         return ControlService(
             settings,
@@ -187,6 +194,7 @@ class Control:
             catalog,
             publisher,
             self._reloader,
+            self._historian,
             recorder,
             self._residency,
             Explainer(self._routing, lambda: publisher.current),
@@ -228,17 +236,23 @@ class Control:
             self._channel.send(Message("standing_by"))
             floor = await go
             await self._own_state()
+            floor = max(floor, await self._historian.load())
         self._publisher.outrun(floor)
         if welcome.stands_by:
-            changes = await restore.declare_stored(self._registry, self._locator, self._state)
-            with suppress(NotPublished):  # tried again below
-                await service.catalog.settle(changes)
+            for changes in (
+                await restore.declare_stored(self._registry, self._locator, self._state),
+                await self._reloader.recall(),
+            ):
+                with suppress(NotPublished):  # tried again below
+                    await service.catalog.settle(changes)
             self._registry.recall_drains(self._state.load().drains)
             service.catalog.enforce_drains(self._registry.live())
         if last is None or welcome.stands_by:
             await self._recall()
         self._background.keep("saved state", self._saver.run)
         await self._publish_first()
+        self._historian.published(self._publisher.current)
+        self._background.keep("history", self._historian.run)
         self._servers = await admin.serve(service, self._settings, self._admin_sockets, self._changes)
         self._channel.on("yield", lambda *_: self._vital.spawn("yield", self._yield()))
         self._channel.send(Message("ready"))
@@ -312,8 +326,17 @@ class Control:
     def _compile(self) -> Snapshot:
         known, reloader = self._publisher.current, self._reloader
         return compile_snapshot(
-            self._registry.live(), reloader.rules, self._settings, known.models, reloader.access, known.key_names
+            self._registry.live(),
+            reloader.rules,
+            self._settings,
+            known.models,
+            reloader.access,
+            known.key_names,
+            self._historian.expect() or known.content,
         )
+
+    def _published(self, snapshot: Snapshot) -> None:
+        self._historian.published(snapshot)
 
     # --- stop
 
@@ -330,6 +353,7 @@ class Control:
         await self._drain()
         await self._servers.close_doors()
         await self._saver.save_last(BESIDE_SHARDS)
+        await self._historian.flush()
         self._state.unlock()
         self._has_yielded = True
         self._channel.send(Message("yielded"))
@@ -352,6 +376,7 @@ class Control:
         await self._servers.stop()
         if not self._has_yielded:  # else the state directory is another daemon's
             await self._saver.save_last(ALONE)
+            await self._historian.flush()
         return EXIT_OK
 
 

@@ -98,6 +98,7 @@ def compile_snapshot(
     known_models: tuple[str, ...],
     access: Access = NO_ACCESS_FILES,
     known_keys: tuple[str, ...] = (),
+    content: str = "",
 ) -> Snapshot:
     """Generation 0: the publisher numbers it. Workers whose name never resolved have no place in it yet."""
     specs = tuple(_spec(worker, worker.address) for worker in workers if worker.address is not None)
@@ -120,6 +121,7 @@ def compile_snapshot(
         key_names=_extend(known_keys or (KEY_OTHER,), (key.name for key in access.keys or ()), at.KEY_SLOTS),
         tls=access.tls,
         worker_ca=access.worker_ca,
+        content=content,
     )
 
 

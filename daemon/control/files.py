@@ -9,11 +9,16 @@ from typing import Any
 
 import msgspec
 
-from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, ProfilesFile, load_keys, load_profiles, load_workers
+from pointsman.config import documents
+from pointsman.config.documents import Document
+from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, ProfilesFile, load_keys, load_profiles
+from pointsman.config.profiles_file import read_profiles
 from pointsman.config.serve_sources import read_serve_config
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import KeySpec, TlsMaterial
 from pointsman.config.tls_files import load_tls, read_authorities
+from pointsman.config.workers_file import read_workers
+from pointsman.daemon.control.holds import NO_FILE, Kind
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 from pointsman.daemon.routing.checking import FileCheck
 
@@ -29,7 +34,14 @@ class Reading:
     access: dict[str, Any] = field(default_factory=dict)
     """Fields of `desired.Access`, those whose files are good (or not configured)."""
     key_warnings: tuple[str, ...] = ()
+    digests: dict[Kind, str] = field(default_factory=dict)
+    """SHA-256 of the files that something may be held in place of, bad ones included."""
     errors: list[ConfigError] = field(default_factory=list)
+
+    @property
+    def good_digests(self) -> dict[Kind, str]:
+        bad = {kind for kind, found in (("profiles", self.profiles), ("workers", self.workers)) if found is None}
+        return {kind: digest for kind, digest in self.digests.items() if kind not in bad}
 
 
 def paths(settings: Settings) -> dict[str, str | None]:
@@ -48,20 +60,48 @@ def paths(settings: Settings) -> dict[str, str | None]:
 def read(settings: Settings) -> Reading:
     """Blocks on the disk."""
     reading = Reading()
-    try:
-        reading.profiles = load_profiles(Path(settings.profiles_file or DEFAULT_PROFILES), FileCheck())
-    except ConfigErrors as error:
-        reading.errors += error.errors
-    try:
-        reading.workers = load_workers(Path(settings.workers_file)) if settings.workers_file else ()
-    except ConfigErrors as error:
-        reading.errors += error.errors
+    _read_profiles(settings, reading)
+    _read_workers(settings, reading)
     try:
         reading.config = _read_config(settings.config_file)
     except ConfigErrors as error:
         reading.errors += error.errors
     read_access(settings, reading)
     return reading
+
+
+def _read_profiles(settings: Settings, reading: Reading) -> None:
+    if settings.profiles_file is None:
+        reading.digests["profiles"] = NO_FILE
+        reading.profiles = load_profiles(DEFAULT_PROFILES, FileCheck())
+        return
+    try:
+        document = _document(settings.profiles_file, "profiles", reading)
+        reading.profiles = read_profiles(document, FileCheck())
+    except ConfigErrors as error:
+        reading.errors += error.errors
+
+
+def _read_workers(settings: Settings, reading: Reading) -> None:
+    if settings.workers_file is None:
+        reading.digests["workers"] = NO_FILE
+        reading.workers = ()
+        return
+    try:
+        reading.workers = read_workers(_document(settings.workers_file, "workers", reading))
+    except ConfigErrors as error:
+        reading.errors += error.errors
+
+
+def _document(path: str, kind: Kind, reading: Reading) -> Document:
+    """Raises ConfigErrors; what the file's bytes are is told all the same."""
+    try:
+        document = documents.read(Path(path))
+    except ConfigErrors:
+        reading.digests[kind] = documents.digest_of(Path(path))
+        raise
+    reading.digests[kind] = document.digest
+    return document
 
 
 def read_access(settings: Settings, reading: Reading) -> None:

@@ -49,10 +49,19 @@ def _stopping() -> NotPublished:
 
 
 class Publisher:
-    def __init__(self, channel: Channel, segment: Segment, last: Snapshot | None, compile_: Callable[[], Snapshot]):
+    def __init__(
+        self,
+        channel: Channel,
+        segment: Segment,
+        last: Snapshot | None,
+        compile_: Callable[[], Snapshot],
+        note: Callable[[Snapshot], None] = lambda _: None,
+    ) -> None:
+        """`note` is told what is current from now on."""
         self._channel = channel
         self._segment = segment
         self._compile = compile_
+        self._note = note
         self._take(last or Snapshot(generation=0))
         self._number = max(self.current.generation, segment.generation)
         self._waiters: list[asyncio.Future[None]] = []
@@ -145,6 +154,7 @@ class Publisher:
             return
         if refusal is None:  # also when it comes after the deadline: it is what the shards run
             self._take(snapshot)
+            self._note(snapshot)
             log("generation_published", generation=snapshot.generation, workers=len(snapshot.workers))
         if self._answer is not None and not self._answer.done() and message.generation == self._number:
             self._answer.set_result(refusal)

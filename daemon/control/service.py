@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pointsman.admin_api.ports import (
+    ApplyRequest,
+    ConfigDiffView,
     ConfigView,
     EngineMetricsView,
     ExplainRequest,
     FanoutRequest,
     FanoutView,
+    GenerationView,
+    HistoryView,
     LoadsView,
+    LogView,
     PauseView,
     SavedStateView,
     StatusView,
@@ -30,6 +35,7 @@ from pointsman.daemon.control.decisions import Decisions
 from pointsman.daemon.control.desired import content_hash
 from pointsman.daemon.control.explaining import Explainer
 from pointsman.daemon.control.fanning import Fanning
+from pointsman.daemon.control.historian import Historian
 from pointsman.daemon.control.pausing import Pauser
 from pointsman.daemon.control.publisher import Publisher
 from pointsman.daemon.control.recording import Recorder
@@ -37,9 +43,10 @@ from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.control.saving import StateSaver
 from pointsman.daemon.control.upgrading import Upgrader
-from pointsman.daemon.control.views import Clock, admission_shown, process_views
+from pointsman.daemon.control.views import Clock, admission_shown, audited_settings, process_views
 from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.log_settings import LogSettings
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry import metrics
@@ -57,6 +64,7 @@ class ControlService:
     catalog: Catalog
     publisher: Publisher
     reloader: Reloader
+    historian: Historian
     recorder: Recorder
     residency: Residency
     explainer: Explainer
@@ -130,10 +138,55 @@ class ControlService:
             errors=tuple(map(str, reloader.errors)),
             warnings=reloader.warnings,
             pending_restart=reloader.pending_restart,
+            held=self.historian.held(),
         )
 
     async def reload(self) -> ConfigView:
         await self.reloader.reload()
+        return self.config()
+
+    def worker_settings(self, key: str) -> dict[str, Any]:
+        return audited_settings(self.catalog.find(key))
+
+    def log_settings(self) -> LogView:
+        logs = LogSettings(self.segment)
+        return LogView(
+            level=logs.current_level(),
+            access_log=self.settings.access_log,
+            access_sample=logs.access_sample,
+        )
+
+    def set_logs(self, level: str | None, access_sample: float | None) -> LogView:
+        logs = LogSettings(self.segment)
+        logs.put(
+            logs.current_level() if level is None else level,
+            logs.access_sample if access_sample is None else access_sample,
+        )
+        return self.log_settings()
+
+    def config_history(self) -> HistoryView:
+        return self.historian.history()
+
+    def config_generation(self, generation: int) -> GenerationView:
+        return self.historian.generation(generation)
+
+    def config_diff(self, before: int, after: int | None) -> ConfigDiffView:
+        return self.historian.diff(before, after)
+
+    async def rollback(self, generation: int, by: str) -> ConfigView:
+        await self.historian.rollback(generation, by)
+        return self.config()
+
+    async def apply(self, request: ApplyRequest, by: str) -> ConfigView:
+        await self.historian.apply(request, by)
+        return self.config()
+
+    async def confirm(self, by: str) -> ConfigView:
+        await self.historian.confirm(by)
+        return self.config()
+
+    async def release(self, by: str) -> ConfigView:
+        await self.historian.release(by)
         return self.config()
 
     def status(self) -> StatusView:

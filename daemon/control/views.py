@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
 from dataclasses import dataclass
 from math import isinf
-from typing import Literal
+from typing import Any, Literal
 
 from pointsman.admin_api.ports import AdmissionShown, BreakerShown, DrainShown, ProcessView, WorkerStatus, WorkerView
 from pointsman.daemon.dispatch.resilience import SharedResilience
@@ -84,6 +86,28 @@ def worker_view(
         last_probe=clock.wall_of(health.last_probe) if health else None,
         next_probe=clock.wall_of(health.next_probe) if health else None,
     )
+
+
+_MARK_KEY = secrets.token_bytes(16)
+
+
+def audited_settings(worker: Worker) -> dict[str, Any]:
+    """What the admin API can change. Of its key a mark that only this process can make: enough to see a change."""
+    declared = worker.declared
+    key = declared.api_key
+    return {
+        "url": worker.url,
+        "source": worker.source,
+        "models": declared.models,
+        "weight": declared.weight,
+        "labels": declared.labels,
+        "api_key": None if key is None else hmac.digest(_MARK_KEY, key.encode("utf-8", "replace"), "sha256").hex()[:8],
+        "prompt_tokens_min": declared.prompt_tokens_min,
+        "prompt_tokens_max": declared.prompt_tokens_max,
+        "kv_tokens": declared.kv_tokens,
+        "is_draining": worker.is_draining,
+        "drain": None if worker.drain is None else {"by": worker.drain.by, "then": worker.drain.then},
+    }
 
 
 def _drain_shown(worker: Worker, segment: Segment) -> DrainShown:

@@ -432,8 +432,8 @@ class ClientConnection(asyncio.Protocol):
         context.series.observe(route.label, at.KIND_DURATION, now - request.started)
         if request.key is not None:
             context.key_counts.count(request.key.label, status)
-        if context.settings.access_log:
-            ending = Ending.REFUSED if status >= 400 else Ending.COMPLETE
+        ending = Ending.REFUSED if status >= 400 else Ending.COMPLETE
+        if context.is_line_due(status, ending):
             context.log_line(short_line(context, self.peer, request, status, ending, now - request.started))
         self.release_body(request)
         if not keep_alive:

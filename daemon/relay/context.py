@@ -15,8 +15,10 @@ from pointsman.config.places import BATCH_SOCKET
 from pointsman.config.settings import Settings
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.dispatch.router import LiveRouter
+from pointsman.daemon.relay.access import text_line
 from pointsman.daemon.relay.admitting import Admitting
 from pointsman.daemon.relay.buffers import BodyBuffers
+from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.guard import Guard
 from pointsman.daemon.relay.pausing import Pausing
 from pointsman.daemon.relay.routes import Route, build_routes
@@ -29,6 +31,7 @@ from pointsman.daemon.shm.recording import RecordingLog
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.access_log import LineWriter
 from pointsman.daemon.telemetry.key_counts import KeyCounts
+from pointsman.daemon.telemetry.logs import PRIORITIES, is_journal
 from pointsman.daemon.telemetry.series import Series
 
 if TYPE_CHECKING:
@@ -86,6 +89,8 @@ class ShardContext:
         self._wall_offset = time.time() - time.monotonic()
         self._request_ids = count()
         self._id_prefix = f"req-{os.urandom(6).hex()}-".encode()
+        self._is_text = settings.access_log_format == "text"
+        self._line_start = PRIORITIES["info"] if is_journal(2) else b""
         self._log = LineWriter(2, loop.call_later, lambda n: self.count(at.G_LOG_DROPPED, n))
 
     # --- configuration
@@ -138,9 +143,16 @@ class ShardContext:
     def new_request_id(self) -> bytes:
         return self._id_prefix + b"%x" % next(self._request_ids)
 
+    def is_line_due(self, status: int, ending: Ending) -> bool:
+        """Whether a request gets its access line: with an error always, else as sampled."""
+        if not self.settings.access_log:
+            return False
+        unsampled = self.segment.reals[at.H_ACCESS_UNSAMPLED]
+        return not unsampled or status >= 400 or ending is not Ending.COMPLETE or self.rng.random() >= unsampled
+
     def log_line(self, line: bytes) -> None:
-        """A complete line of JSON, with its newline."""
-        self._log.line(line)
+        """The access line of a request: a complete line of JSON, with its newline."""
+        self._log.line(self._line_start + (text_line(line) if self._is_text else line))
 
     def flush_log(self) -> None:
         self._log.flush()

@@ -35,6 +35,7 @@ from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.errors import (
     CIRCUIT_OPEN,
+    Fault,
     RequestError,
     bad_answer,
     connect_failed,
@@ -141,6 +142,8 @@ class Exchange:
     """the wheel's"""
     is_keep_alive = False
     is_ended = False
+    blame: Fault | None = None
+    """whose fault the error was that it ended with"""
     has_paused_upstream = False
     write_raw: Callable[[bytes], None] | None = None
     """how an event goes to the client once the answer is under way, if its bytes go as they are"""
@@ -881,6 +884,7 @@ class Exchange:
         if deadline is Deadline.CLIENT_READ:
             self.is_keep_alive = False
             self.client.transport.abort()
+            self.blame = Fault.CLIENT
             self._end(self.status, Ending.TIMEOUT)
         elif deadline is Deadline.FIRST_TOKEN:
             self._abandon_upstream()
@@ -943,6 +947,7 @@ class Exchange:
         """Nothing of an answer is out yet: the client gets `error`."""
         if self.is_ended:
             return
+        self.blame = error.fault
         if verdict == FAILED:
             self._tell_breaker(verdict)
         keep_alive = self.client.write_error(self.request, error, error_headers(self))
@@ -956,6 +961,7 @@ class Exchange:
         without the final chunk. Inside a chunk, or where no event can be told, it ends at once; where the end of the
         connection *is* the end of the body, only a reset can tell.
         """
+        self.blame = error.fault
         if self.transcript is not None:
             self._cut_transcript(self.transcript, error, ending, verdict)
             return

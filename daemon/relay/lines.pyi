@@ -28,4 +28,5 @@ def request_line(
     cached_tokens: int | None,
     output_tokens: int | None,
     end: bytes,
+    termination: bytes,
 ) -> bytes: ...

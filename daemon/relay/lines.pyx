@@ -68,6 +68,7 @@ def request_line(
     bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts, double queue_ms, double connect_ms,
     double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, int64_t continuations, bytes reason,
     prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end,
+    bytes termination,
 ):
     """`key`, `path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without.
 
@@ -79,6 +80,7 @@ def request_line(
     out = bytes(
         FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
         + len(policy) + len(worker) + len(reason) + len(end)
+        + len(termination)
     )
     start = to = <char *> out
     to = _put(to, b'{"ts":', 6)
@@ -144,5 +146,7 @@ def request_line(
         to = _count(to, output_tokens)
     to = _put(to, b',"end":"', 8)
     to = _bytes(to, end)
+    to = _put(to, b'","term":"', 10)
+    to = _bytes(to, termination)
     to = _put(to, b'"}\n', 3)
     return out[: to - start]

@@ -222,7 +222,7 @@ class Passage:
         took_s = context.now() - self.request.started
         context.series.count(self.route.label, 0, status)
         context.series.observe(self.route.label, at.KIND_DURATION, took_s)
-        if context.settings.access_log:
+        if context.is_line_due(status, ending):
             context.log_line(short_line(context, self.client.peer, self.request, status, ending, took_s))
         self.client.exchange_ended(self)
 

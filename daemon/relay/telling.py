@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from pointsman.daemon.relay.access import path_json
-from pointsman.daemon.relay.ending import Ending
+from pointsman.daemon.relay.ending import Ending, termination
 from pointsman.daemon.relay.lines import request_line
 from pointsman.daemon.relay.usage import read_usage
 from pointsman.daemon.routing.picking import REASONS
@@ -137,7 +137,7 @@ def report(exchange: Exchange, status: int, ending: Ending, now: float) -> None:
         context.key_counts.count(exchange.request.key.label, status, *tokens_served(exchange, status))
     if exchange.taken is not None:
         _record(exchange, exchange.taken, model, status)
-    if context.settings.access_log:
+    if context.is_line_due(status, ending):
         context.log_line(_log_line(exchange, status, ending, now))
 
 
@@ -214,7 +214,17 @@ def _log_line(exchange: Exchange, status: int, ending: Ending, now: float) -> by
         usage.cached_tokens,
         usage.output_tokens,
         _ENDINGS[ending],
+        termination(ending, status, exchange.blame, _phase(exchange)).encode(),
     )
+
+
+def _phase(exchange: Exchange) -> str:
+    """How far it had come, as `ending.termination` calls it."""
+    if exchange.head is not None:
+        return "D"
+    if exchange.connected_at:
+        return "H"
+    return "Q" if exchange.worker is None else "C"
 
 
 def reason_name(reason: int) -> str:

@@ -47,6 +47,8 @@ H_RECORDING = 56  # 0 = off, else when the recording ends: milliseconds of the m
 H_INTERNAL_TOKEN = 64  # 128 random bits, drawn by the supervisor: what proves that a request is one of this daemon's
 H_PAUSE, H_PAUSE_SERIAL, H_PAUSED_AT, H_PAUSED_S = range(72, 76)  # shm.pause; the last two are doubles
 H_PAUSE_REASON, PAUSE_REASON_WORDS = 80, 64  # bytes of the text, then the text
+H_LOG_LEVEL = 144  # shm.log_settings: 1 + position in LEVELS, 0 = nobody has said
+H_ACCESS_UNSAMPLED = 145  # a double: the share of requests without an error that get no access line
 
 # phase
 PHASE_RUNNING, PHASE_DRAINING = range(2)

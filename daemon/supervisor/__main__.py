@@ -12,6 +12,7 @@ from pointsman.config import settings as settings_codec
 from pointsman.config.settings import Settings
 from pointsman.daemon import leash
 from pointsman.daemon.errors import EXIT_UNAVAILABLE
+from pointsman.daemon.shm.log_settings import LogSettings
 from pointsman.daemon.shm.native import name_process
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
@@ -22,6 +23,7 @@ from pointsman.daemon.supervisor.doors import Doors, open_doors
 from pointsman.daemon.supervisor.handover import Handover, HandoverError, Predecessor
 from pointsman.daemon.supervisor.listeners import ListenError
 from pointsman.daemon.supervisor.notify import Notifier
+from pointsman.daemon.telemetry.logs import follow_level
 from pointsman.daemon.workers.saved_state import FILE_NAME, read_seed
 
 
@@ -88,6 +90,9 @@ def _not_started(reason: str, heritage: Handover | None) -> int:
 def _arbiter(settings: Settings, doors: Doors, heritage: Handover | None, command: Sequence[str]) -> Arbiter:
     """Raises as `_state` does."""
     state = _state(settings)
+    log_settings = LogSettings(state.segment)
+    log_settings.put(settings.log_level, settings.access_log_sample)
+    follow_level(log_settings)
     settings_fd = leash.sealed_memfd("pointsman-settings", settings_codec.encode(settings))
     shards = [_shard(index, settings.shards, state, settings_fd, doors) for index in range(settings.shards)]
     control = _control(state, settings_fd, doors)

@@ -26,6 +26,15 @@ LOCK_WAIT_S = 2.0
 _LOCK_PAUSE_S = 0.05
 
 
+def move_aside(path: Path, reason: str) -> None:
+    """A file that cannot be understood is kept, and in nobody's way."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    log("state_corrupt", level="error", file=str(path), moved_to=str(aside), reason=reason)
+
+
 class StateError(PointsmanError):
     """The state directory cannot be used; the message says why."""
 
@@ -79,6 +88,11 @@ class WorkerState:
         os.close(self._lock_fd)
         self._lock_fd = -1
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether the directory is ours to write to."""
+        return self._lock_fd >= 0
+
     def load(self) -> Stored:
         """A file that cannot be understood is moved aside, never in the way of a start. Raises StateError.
 
@@ -104,10 +118,6 @@ class WorkerState:
         replace_file(self.path, data)
 
     def _move_aside(self, reason: str) -> None:
-        if self._lock_fd < 0:
+        if not self.is_locked:
             raise StateError(f"{self.path} cannot be read by this version: {reason}")
-        number = 1
-        while (aside := self.path.with_name(f"{FILE_NAME}.corrupt-{number}")).exists():
-            number += 1
-        self.path.rename(aside)
-        log("state_corrupt", level="error", file=str(self.path), moved_to=str(aside), reason=reason)
+        move_aside(self.path, reason)

@@ -65,7 +65,7 @@ async def test_health_and_index(client: Any) -> None:
 def test_the_index_has_every_path(port: FakeControlPort) -> None:
     routes = build_app(port, auth=Trusting()).router.routes()
     paths = {route.resource.canonical for route in routes if route.resource is not None} - {"/"}
-    spelt = {"{key}": "ID", "{id}": "REQUEST-ID", "{operation}": "OPERATION"}
+    spelt = {"{key}": "ID", "{id}": "REQUEST-ID", "{operation}": "OPERATION", "{generation}": "G"}
     words = {word.partition("?")[0] for word in INDEX.split()}
     assert {re.sub(r"\{.*\}", lambda found: spelt[found[0]], path) for path in paths} <= words
 
@@ -117,6 +117,8 @@ async def test_changes_are_logged_with_who_and_what_came_of_it(
     await client.get("/workers")
     await client.delete(f"/workers/{known.id}")
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert [(line["event"], line["method"], line["status"], line["peer"]) for line in lines] == [
-        ("admin_request", "DELETE", 202, "127.0.0.1")
+    assert [(line["event"], line["who"], line["method"], line["status"], line["peer"]) for line in lines] == [
+        ("audit", "anyone", "DELETE", 202, "127.0.0.1")
     ]
+    assert lines[0]["before"] == {"url": "http://127.0.0.1:8000", "weight": 1.0, "is_draining": False}
+    assert lines[0]["after"] is None

@@ -44,34 +44,34 @@ def mode(path: Path) -> int:
 
 def test_every_line_is_a_token_and_comments_are_not(file: Path) -> None:
     store = TokenStore(file)
-    assert store.accepts("first-token")
-    assert store.accepts("second-token")
+    assert store.find("first-token")
+    assert store.find("second-token")
     for wrong in ("", "first-toke", "first-token ", "FIRST-TOKEN", "# two at once, to change without a gap"):
-        assert not store.accepts(wrong)
+        assert not store.find(wrong)
 
 
 def test_a_rotated_file_counts_at_once(file: Path) -> None:
     store = TokenStore(file)
     write(file, "third-token\n")
-    assert store.accepts("third-token")
-    assert not store.accepts("first-token")
+    assert store.find("third-token")
+    assert not store.find("first-token")
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: write(path, "# none\n")])
 def test_a_file_that_is_gone_or_empty_lets_nobody_in_until_it_is_mended(file: Path, spoil: object) -> None:
     store = TokenStore(file)
     spoil(file)  # type: ignore[operator]
-    assert not store.accepts("first-token")
-    assert not store.accepts("")
+    assert not store.find("first-token")
+    assert not store.find("")
     write(file, "fourth-token\n")
-    assert store.accepts("fourth-token")
+    assert store.find("fourth-token")
 
 
 def test_a_missing_file_is_logged_once_not_per_request(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = TokenStore(file)
     file.unlink()
     for _ in range(3):
-        store.accepts("first-token")
+        store.find("first-token")
     assert capfd.readouterr().err.count("admin_tokens_unreadable") == 1
 
 
@@ -102,7 +102,7 @@ def test_tokens_are_compared_in_constant_time_and_all_of_them(file: Path, monkey
 
     store = TokenStore(file)
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    assert store.accepts("first-token")
+    assert store.find("first-token")
     assert len(compared) == 2
     assert {len(digest) for pair in compared for digest in pair} == {32}
 
@@ -118,7 +118,7 @@ def test_the_configured_file_comes_first_then_the_credential_then_our_own(
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
     assert open_tokens(settings, environ).path == tmp_path / places.ADMIN_TOKEN
     write(credentials / "admin-token", "from-systemd\n")
-    assert open_tokens(settings, environ).accepts("from-systemd")
+    assert open_tokens(settings, environ).find("from-systemd")
     named = Settings(runtime_dir=str(tmp_path), state_dir=str(tmp_path), admin_token_file=str(file))
     assert open_tokens(named, environ).path == file
 
@@ -138,7 +138,7 @@ def test_a_generated_token_is_random_long_and_for_owner_and_group(settings: Sett
     finally:
         os.umask(before)
     token = path.read_text().strip()
-    assert store.accepts(token)
+    assert store.find(token)
     assert len(token) >= 43
     assert mode(path) == 0o640
     assert [entry.name for entry in path.parent.iterdir()] == [places.ADMIN_TOKEN]
@@ -169,12 +169,12 @@ def test_a_link_in_its_place_is_replaced_not_followed(settings: Settings, tmp_pa
     store, path = generated(settings)
     assert not path.is_symlink()
     assert victim.read_text() == "precious"
-    assert not store.accepts("precious")
+    assert not store.find("precious")
 
 
 def test_a_generated_token_that_is_deleted_is_made_anew(settings: Settings) -> None:
     store, path = generated(settings)
     old = path.read_text().strip()
     path.unlink()
-    assert not store.accepts(old)
-    assert store.accepts(path.read_text().strip())
+    assert not store.find(old)
+    assert store.find(path.read_text().strip())

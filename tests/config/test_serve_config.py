@@ -53,7 +53,7 @@ def test_settings_and_serve_config_have_the_same_keys_types_and_defaults() -> No
         assert field.default == light[key].default, key
         kinds = (
             {str}
-            if key in ("log_level", "explain_header", "routing_headers_denied", "metrics_compat")
+            if key in ("log_level", "access_log_format", "explain_header", "routing_headers_denied", "metrics_compat")
             else set(typing.get_args(field.annotation)) or {field.annotation}
         )
         assert kinds == set(typing.get_args(light[key].type)) or kinds == {light[key].type}, key

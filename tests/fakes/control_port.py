@@ -10,15 +10,23 @@ import msgspec
 
 from pointsman.admin_api.ports import (
     AdmissionShown,
+    ApplyRequest,
     BreakerShown,
+    ConfigDiffView,
     ConfigView,
+    DifferenceView,
     DrainShown,
     EngineMetricsView,
     ExplainRequest,
     FanoutRequest,
     FanoutView,
+    GenerationView,
+    HeldView,
+    HistoryEntryView,
+    HistoryView,
     LoadsView,
     LoadView,
+    LogView,
     PauseView,
     ProcessView,
     SavedStateView,
@@ -46,6 +54,7 @@ CONFIG = ConfigView(
     warnings=(),
     pending_restart=(),
 )
+ENTRY = HistoryEntryView(generation=2, last=3, at=1_700_000_000.0, cause="files", by="", is_current=True)
 UPGRADED = UpgradeView(
     version="2.0.0", pid=4343, previous_version="1.9.0", previous_pid=4242, in_flight=3, grace_s=1800.0, took_s=1.25
 )
@@ -107,6 +116,7 @@ class FakeControlPort:
     view: ConfigView = CONFIG
     reload_to: ConfigView = CONFIG
     paused: PauseView = field(default_factory=lambda: PauseView(mode="running"))
+    logs: LogView = field(default_factory=lambda: LogView(level="info", access_log=True, access_sample=1.0))
     recording: tuple[bytes, ...] = ()
     """lines"""
     told: tuple[TargetResult, ...] = ()
@@ -127,6 +137,9 @@ class FakeControlPort:
 
     def _note(self, name: str, value: object = None) -> None:
         self.calls.append((name, value))
+        self._break()
+
+    def _break(self) -> None:
         if self.breaks_with is not None:
             raise self.breaks_with
 
@@ -205,7 +218,69 @@ class FakeControlPort:
         return msgspec.structs.replace(known, status="draining", is_healthy=False)
 
     def config(self) -> ConfigView:
-        self._note("config")
+        self._break()
+        return self.view
+
+    def worker_settings(self, key: str) -> dict[str, Any]:
+        known = self._find(key)
+        return {"url": known.url, "weight": known.weight, "is_draining": known.drain is not None}
+
+    def log_settings(self) -> LogView:
+        return self.logs
+
+    def set_logs(self, level: str | None, access_sample: float | None) -> LogView:
+        self._note("set_logs", (level, access_sample))
+        changes: dict[str, Any] = {"level": level, "access_sample": access_sample}
+        self.logs = msgspec.structs.replace(self.logs, **{k: v for k, v in changes.items() if v is not None})
+        return self.logs
+
+    def config_history(self) -> HistoryView:
+        return HistoryView(generations=(ENTRY,))
+
+    def config_generation(self, generation: int) -> GenerationView:
+        if generation > self.view.generation:
+            raise error(404, "GENERATION_NOT_KEPT", f"generation {generation} is not in the history")
+        return GenerationView(**msgspec.structs.asdict(ENTRY), content={"profiles": {"one": {}}})
+
+    def config_diff(self, before: int, after: int | None) -> ConfigDiffView:
+        change = DifferenceView(path="profiles.one.strategy", before=None, after="random")
+        return ConfigDiffView(before=before, after=after or self.view.generation, changes=(change,))
+
+    async def rollback(self, generation: int, by: str) -> ConfigView:
+        self._note("rollback", (generation, by))
+        return self._hold("rollback", f"generation {generation}", by)
+
+    async def apply(self, request: ApplyRequest, by: str) -> ConfigView:
+        self._note("apply", (request, by))
+        return self._hold("apply", request.name, by, request.confirm_within_s)
+
+    async def confirm(self, by: str) -> ConfigView:
+        self._note("confirm", by)
+        if not self.view.held:
+            raise error(409, "NOTHING_TO_CONFIRM", "nothing that was applied waits for a confirmation")
+        held = tuple(msgspec.structs.replace(held, confirm_by=None) for held in self.view.held)
+        self.view = msgspec.structs.replace(self.view, held=held)
+        return self.view
+
+    async def release(self, by: str) -> ConfigView:
+        self._note("release", by)
+        self.view = msgspec.structs.replace(self.view, held=(), generation=self.view.generation + 1)
+        return self.view
+
+    def _hold(
+        self, origin: Literal["rollback", "apply"], what: str, by: str, confirm_within_s: float | None = None
+    ) -> ConfigView:
+        confirm_by = None if confirm_within_s is None else 1_700_000_000.0 + confirm_within_s
+        held = HeldView(
+            kind="profiles",
+            path="/etc/pointsman/profiles.json",
+            origin=origin,
+            what=what,
+            by=by,
+            since=1_700_000_000.0,
+            confirm_by=confirm_by,
+        )
+        self.view = msgspec.structs.replace(self.view, held=(held,), generation=self.view.generation + 1)
         return self.view
 
     async def reload(self) -> ConfigView:
@@ -214,7 +289,7 @@ class FakeControlPort:
         return self.view
 
     def status(self) -> StatusView:
-        self._note("status")
+        self._break()
         return StatusView(
             version="0.1.0",
             state="running",

@@ -23,7 +23,7 @@ from pointsman.daemon.main import main
 from pointsman.daemon.routing.checking import FileCheck
 
 EXAMPLES = DEFAULT_PROFILES.parent / "examples"
-KINDS = ["config", "keys", "profiles", "workers"]
+KINDS = ["config", "keys", "profiles", "tokens", "workers"]
 
 
 def validator(kind: str) -> jsonschema.Draft202012Validator:

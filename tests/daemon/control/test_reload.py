@@ -9,11 +9,13 @@ import pytest
 
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import Shared, Snapshot
+from pointsman.daemon.control.config_state import ConfigState
 from pointsman.daemon.control.publisher import NotPublished
 from pointsman.daemon.control.reload import Reloader
 from pointsman.daemon.workers.address import rules
 from pointsman.daemon.workers.locate import Locator
 from pointsman.daemon.workers.registry import Changes, Registry
+from pointsman.daemon.workers.state import WorkerState
 from tests.daemon.control.harness import write
 from tests.fakes.certificates import Authority
 
@@ -31,7 +33,11 @@ class Bench:
         self.failure: NotPublished | None = None
         self.settled: list[Changes] = []
         self.agains = 0
-        self.reloader = Reloader(settings, self.registry, locator, Snapshot(generation=0), self.settle, self.again)
+        self.directory = WorkerState(directory / "state")
+        self.directory.lock()
+        self.state = ConfigState(self.directory)
+        last = Snapshot(generation=0)
+        self.reloader = Reloader(settings, self.registry, locator, last, self.state, self.settle, self.again)
 
     async def settle(self, changes: Changes) -> None:
         self.settled.append(changes)

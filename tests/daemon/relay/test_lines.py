@@ -28,7 +28,7 @@ def line(**fields: Any) -> dict[str, Any]:
         "first_byte_ms": nan, "total_ms": 12.3456,
         "bytes_in": 1, "bytes_out": 2, "resends": 0, "continuations": 0, "reason": b"prefix",
         "prompt_tokens": None, "matched_tokens": 0,
-        "cached_tokens": 5, "output_tokens": None, "end": b"complete",
+        "cached_tokens": 5, "output_tokens": None, "end": b"complete", "termination": b"--",
     }  # fmt: skip
     out = request_line(**(values | fields))
     assert out.endswith(b"}\n")
@@ -43,7 +43,7 @@ def test_names_and_values() -> None:
         "worker": "http://x", "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
         "first_byte_ms": None, "total_ms": 12.346, "bytes_in": 1,
         "bytes_out": 2, "resends": 0, "reason": "prefix", "prompt_tokens": None, "matched_tokens": 0,
-        "cached_tokens": 5, "output_tokens": None, "end": "complete",
+        "cached_tokens": 5, "output_tokens": None, "end": "complete", "term": "--",
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tests.daemon.stores.servers import needs_mooncake, needs_redis
 
 @pytest.fixture(autouse=True)
 def level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs._Sink, "threshold", logs._Sink.threshold)  # the command sets it for its process
+    monkeypatch.setattr(logs._Sink, "level", logs._Sink.level)  # the command sets it for its process
 
 
 def test_a_store_that_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from pointsman.daemon.telemetry import logs
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     reader, writer = os.pipe()
     monkeypatch.setattr(logs._Sink, "fd", writer)
-    monkeypatch.setattr(logs._Sink, "threshold", logs._RANKS["info"])
+    monkeypatch.setattr(logs._Sink, "level", logs.FixedLevel("info"))
+    monkeypatch.setattr(logs._Sink, "is_journal", False)
     monkeypatch.setattr(logs._Sink, "dropped", 0)
     yield reader
     os.close(reader)
