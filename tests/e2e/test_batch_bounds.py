@@ -233,3 +233,23 @@ async def live_traffic(gate: Gateway, seconds: float, per_s: float) -> list[floa
             tasks.create_task(stream(time.monotonic_ns()))
         await asyncio.sleep(max(0.0, started + seconds - time.monotonic()))
     return took
+
+
+def test_live_requests_overtake_the_lines_that_wait() -> None:
+    """With room for one request at a time, and at least three lines in the queue before it."""
+    with (
+        launch_engines(1, "--model", MODEL, "--preset", "h100-8b") as paced,
+        gateway(
+            "--batch-store", "sqlite", "--max-concurrent-requests", "1", workers=[engine.url for engine in paced]
+        ) as gate,
+    ):
+        gate.wait_log("batches_ready")
+        client = client_of(gate)
+        batch = submit(client, [chat_line(f"line-{n}", max_tokens=60) for n in range(200)])
+        gate.wait_until("lines wait", lambda: gate.metrics()["pointsman_admission_waiting"] >= 3)
+        before = lines_done(gate)
+        assert client.completions.create(model=MODEL, prompt="live", max_tokens=1).choices[0].text
+        assert lines_done(gate) - before <= 2, "the one that was at work, and one that ended while we asked"
+        assert gate.metrics()["pointsman_admission_waiting"] >= 3
+        client.batches.cancel(batch.id)
+        until_final(client, batch.id)

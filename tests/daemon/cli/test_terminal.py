@@ -60,3 +60,11 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert terminal.paint("x", "red") == "x"
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.0, "░░░░   0 %"), (0.5, "██░░  50 %"), (0.999, "███░  99 %"), (1.0, "████ 100 %"), (7.0, "████ 100 %")],
+)
+def test_a_progress_bar_is_full_only_at_the_end(share: float, shown: str) -> None:
+    assert terminal.progress_bar(share, 4) == shown

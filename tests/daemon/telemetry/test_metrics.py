@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pointsman.config.snapshot import KeySpec, Snapshot, WorkerSpec
+from pointsman.daemon.batches.tally import Tally
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import EngineSignals, Segment
@@ -332,3 +333,35 @@ def test_routing_is_told_by_worker_and_reason(segment: Segment) -> None:
     assert values(segment, "pointsman_worker_matched_tokens")[("http://h2:8000",)] == 80
     assert (value(segment, "pointsman_cache_hits"), value(segment, "pointsman_degraded_choices")) == (5, 5)
     assert value(segment, "pointsman_predicted_prefill_1000_seconds") == pytest.approx(0.052, rel=0.01)
+
+
+def test_batches_are_counted_where_there_is_a_runner(segment: Segment) -> None:
+    segment.set_process(segment.layout.batches, at.P_STARTED_NS, 1)
+    tally = Tally(segment)
+    tally.show(batches=2, in_flight=7, limit=8, is_paused=True)
+    for has_succeeded in (True, True, False):
+        tally.done(has_succeeded=has_succeeded)
+    tally.unrun(4)
+    tally.lost(1)
+    tally.retried()
+    found = scrape(segment)
+    shown = {
+        sample.name + str(sample.labels.get("result", "")): sample.value
+        for name, family in found.items()
+        if name.startswith("pointsman_batch")
+        for sample in family.samples
+    }
+    assert shown == {
+        "pointsman_batches_running": 2,
+        "pointsman_batch_lines_in_flight": 7,
+        "pointsman_batch_concurrency_limit": 8,
+        "pointsman_batches_paused": 1,
+        "pointsman_batch_lines_totalsucceeded": 2,
+        "pointsman_batch_lines_totalfailed": 1,
+        "pointsman_batch_lines_totalunrun": 4,
+        "pointsman_batch_retries_total": 1,
+        "pointsman_batch_results_lost_total": 1,
+    }
+    Tally(segment)  # of the next runner: it counts on, and nothing is under way
+    assert values(segment, "pointsman_batch_lines")[("succeeded",)] == 2
+    assert values(segment, "pointsman_batch_lines_in_flight")[()] == 0
