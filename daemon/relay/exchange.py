@@ -680,9 +680,12 @@ class Exchange:
         self.client.transport.write(out)
 
     def _judge(self, status: int) -> None:
-        """What the head says of the worker, where that cannot wait for the answer's end."""
-        if self._is_probe or status >= 500:
-            self._tell_breaker(SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)])
+        """What the head says of the worker, before the client can act on it: on another shard, perhaps."""
+        if status >= 400:
+            verdict = _NUMBERS[verdict_of(status)]
+            self._unbook(self.context.now(), None, was_computed=False, verdict=verdict)
+        elif self._is_probe:
+            self._tell_breaker(SUCCEEDED)
 
     def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns what `head_received` does."""

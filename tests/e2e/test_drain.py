@@ -267,5 +267,5 @@ def test_a_drain_survives_an_upgrade_and_does_not_touch_what_runs() -> None:
             for client in (*here, *there):
                 client.sock.close()
             os.kill(answer["pid"], signal.SIGTERM)
-            gate.wait_until("it has ended", lambda: not Path(f"/proc/{answer['pid']}").exists())
+            gate.wait_until("it has ended", lambda: not Path(f"/proc/{answer['pid']}").exists(), 30)
         assert gate.process.wait(10) == 0

@@ -36,7 +36,7 @@ class Gateway:
         command = [sys.executable, "-m", "pointsman.daemon.main", "serve", *self.addresses(), *arguments]
         self.process = subprocess.Popen(
             command,
-            env=os.environ
+            env={name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_")}
             | {"RUNTIME_DIRECTORY": str(folder / "run"), "STATE_DIRECTORY": str(folder / "state")}
             | {"POINTSMAN_PREFIX_INDEX_MIB": "16"}
             | (environment or {}),
