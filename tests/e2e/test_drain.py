@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.edits import write_and_rename
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.processes import wait_gone
 from tests.fakes.traffic import LAST_CHUNK, Client, completion
 
 NUMBERS = itertools.count()
@@ -267,5 +268,5 @@ def test_a_drain_survives_an_upgrade_and_does_not_touch_what_runs() -> None:
             for client in (*here, *there):
                 client.sock.close()
             os.kill(answer["pid"], signal.SIGTERM)
-            gate.wait_until("it has ended", lambda: not Path(f"/proc/{answer['pid']}").exists(), 30)
+            wait_gone([answer["pid"]], 30)
         assert gate.process.wait(10) == 0

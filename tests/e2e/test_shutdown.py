@@ -16,11 +16,12 @@ import pytest
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import wait_gone
-from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, client_of_each, completion
+from tests.fakes.traffic import LAST_CHUNK, Client, Reply, Traffic, client_of_each, completion
 
 TOKEN_S = 0.05
 """of the paced engine"""
 ENDLESS = completion(max_tokens=100_000, stream=True)
+DRAIN_DELAY_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,11 @@ def begin(client: Client, wire: bytes) -> dict[str, str]:
     assert head[":status"] == "200"
     client.rest += client.read_more()
     return head
+
+
+def not_ready(client: Client) -> Reply | None:
+    reply = client.get("/readiness")
+    return reply if reply.status == 503 else None
 
 
 def address_of(gate: Gateway) -> tuple[str, int]:
@@ -105,31 +111,34 @@ def test_an_idle_daemon_stops_in_less_than_a_second(engine: str, number: signal.
 def test_running_streams_end_before_the_daemon_does(engine: str) -> None:
     """Readiness 503 at once, `Connection: close` on whatever is answered from then on, exit 0 before the grace."""
     with (
-        gateway("--drain-delay-s", "0.8", workers=[engine]) as gate,
+        gateway("--drain-delay-s", str(DRAIN_DELAY_S), workers=[engine]) as gate,
         client_of_each(gate.pids("shard"), address_of(gate)) as streams,
         client_of_each(gate.pids("shard"), address_of(gate)) as waiting,
     ):
         pids = processes_of(gate)
         for client in streams.values():
-            begin(client, stream_of(2.0))
+            begin(client, stream_of(DRAIN_DELAY_S + 2.0))
         started = time.monotonic()
         gate.signal(signal.SIGTERM)
         gate.wait_log("stopping", timeout_s=2)
 
-        for client in waiting.values():  # kept-alive connections of both shards
-            reply = client.get("/readiness")
-            assert (reply.status, reply.json["reason"]) == (503, "draining")
+        for client in waiting.values():  # kept-alive connections of both shards, as soon as it is told
+            reply = gate.wait_until("the shard has heard of it", partial(not_ready, client), 1)
+            assert reply is not None
+            assert reply.json["reason"] == "draining"
             assert reply.headers["connection"] == "close"
             assert client.read_more() == b""
-        assert time.monotonic() - started < 0.7, "this test is too slow to see the delay"
+        assert time.monotonic() - started < DRAIN_DELAY_S - 0.1, "this test is too slow to see the delay"
         with Client(address_of(gate)) as late:  # drain_delay_s: still accepted, and served
             reply = late.ask(completion())
             assert reply.status == 200
             assert reply.headers["connection"] == "close"
         assert gate.admin("GET", "/status")[1]["state"] == "draining"
-        gate.wait_until("only the streams run", lambda: gate.in_flight() == 2, 1)
+        gate.wait_until("only the streams run", lambda: gate.in_flight() == 2, 2)
 
-        gate.wait_until("no more connections after the delay", lambda: refuses_connections(address_of(gate)), 3)
+        gate.wait_until(
+            "no more connections after the delay", lambda: refuses_connections(address_of(gate)), DRAIN_DELAY_S + 5
+        )
         for client in streams.values():
             answer = client.read_to_end()
             assert answer.endswith(LAST_CHUNK)

@@ -122,6 +122,7 @@ import json, os, socket, sys
 fd = int(os.environ["POINTSMAN_HANDOVER_FD"])
 given = json.loads(os.pread(fd, 1 << 16, 0))
 channel = socket.socket(fileno=given["channel_fd"])
+channel.recv(1)
 address = socket.socket(fileno=given["data_fds"][0]).getsockname()
 reason = f"{os.getppid()} {address[1]} {os.environ['MARK']} {sys.argv[1:]}"
 channel.send(json.dumps({"kind": "failed", "pid": os.getpid(), "reason": reason}).encode())
@@ -135,14 +136,15 @@ def test_a_successor_inherits_the_sockets_and_is_no_child_of_ours() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         command = [sys.executable, "-c", SAY, "serve"]
         successor = module.start_successor(command, os.environ | {"MARK": "m"}, example(data_fds=(sock.fileno(),)))
-        assert not os.get_inheritable(sock.fileno())
-        select.select([successor.channel], [], [], 10)
-        message, _ = leash.receive(successor.channel)
+        with successor.channel as channel:
+            assert not os.get_inheritable(sock.fileno())
+            # Its parent, a child of ours, has ended: it belongs to who adopts orphans, here this process again.
+            channel.send(b"1")
+            assert select.select([channel], [], [], 30)[0]
+            message, _ = leash.receive(channel)
         assert message is not None
         assert message.pid == successor.pid
-        # Its parent, a child of ours, has ended: it belongs to who adopts orphans, here this process again.
         assert message.reason == f"{os.getpid()} {sock.getsockname()[1]} m ['serve']"
-        successor.channel.close()
         successor.wait(10)
         assert wait_for_orphan(successor.pid, 10) == 5
         successor.kill()
