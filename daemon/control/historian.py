@@ -204,10 +204,12 @@ class Historian:
         await self._hold(change, "release", by)
 
     async def _hold(self, change: Callable[[Holds, Reading], Holds], cause: str, by: str) -> None:
+        """The history has it on the disk, too, when this returns."""
         try:
             await self._reloader.hold(change, cause, by)
         finally:
             self._news.set()  # there may be another deadline
+        await self.flush()
         log("config_held", cause=cause, by=by, held=[kind for kind in KINDS if self._reloader.holds.of(kind)])
 
     def _revealed(self, number: int) -> Content:

@@ -154,8 +154,10 @@ class Reloader:
 
     async def _begin(self, reading: files.Reading) -> Changes:
         self._saved_holds = await asyncio.to_thread(self._state.load_holds)
-        holds = self._saved_holds.at(time.time()).after(reading.good_digests)
-        changes = await self._take(reading, holds)
+        holds = self._saved_holds.at(time.time())
+        if holds != self._saved_holds:
+            self.cause = "not confirmed"
+        changes = await self._take(reading, holds.after(reading.good_digests))
         self._record(reading)
         return changes
 

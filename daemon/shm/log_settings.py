@@ -28,7 +28,7 @@ class LogSettings:
     @property
     def access_sample(self) -> float:
         """The share of the requests without an error that get an access line."""
-        return 1.0 - self._reals[at.H_ACCESS_UNSAMPLED]
+        return round(1.0 - self._reals[at.H_ACCESS_UNSAMPLED], 9)  # 0.1, not 0.09999999999999998
 
     def put(self, level: str, access_sample: float) -> None:
         self._segment.words.put(at.H_LOG_LEVEL, LEVELS.index(level) + 1)
