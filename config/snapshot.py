@@ -35,6 +35,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_path: str = ""
     role: str = "regular"
     bootstrap_port: int | None = None
+    kv_connector: str = "sglang"
+    """How a prefill or decode worker hands KV over (`config.pd.KvConnector`)."""
     models: tuple[str, ...] = ()
     """Empty: not known, so it may serve any model."""
     weight: float = 1.0
