@@ -177,7 +177,7 @@ class _Upload:
         self._quota = quota
         self._owner = owner
         self._shelf = parts.shelf
-        self._writer = FileWriter(parts.shelf, parts.payloads, UPLOAD_PATIENCE_S)
+        self._writer = FileWriter(parts.shelf, parts.files, UPLOAD_PATIENCE_S)
         self._used_bytes = 0
         self._fields: dict[str, str] = {}
         self._filename: str | None = None

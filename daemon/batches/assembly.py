@@ -34,12 +34,12 @@ class ResultsLost(msgspec.Struct, frozen=True):
 
 
 class Assembly:
-    def __init__(self, shelf: Shelf, payloads: Payloads, batch: BatchRow) -> None:
+    def __init__(self, shelf: Shelf, files: Payloads, results: Payloads, batch: BatchRow) -> None:
         self._shelf = shelf
-        self._payloads = payloads
+        self._results = results
         self._batch = batch
-        self._output = FileWriter(shelf, payloads)
-        self._errors = FileWriter(shelf, payloads)
+        self._output = FileWriter(shelf, files)
+        self._errors = FileWriter(shelf, files)
         self._unrun = 0
         self._lost: list[int] = []
         self._given_up: list[int] = []
@@ -63,7 +63,7 @@ class Assembly:
 
     async def _write(self, page: list[LineRow]) -> None:
         done = [line for line in page if line.state is not LineState.PENDING]
-        found = await self._payloads.find([result_key(self._batch.id, line.number) for line in done])
+        found = await self._results.find([result_key(self._batch.id, line.number) for line in done])
         results = {line.number: result for line, result in zip(done, found, strict=True)}
         for line in page:
             result = results.get(line.number)

@@ -14,6 +14,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -41,6 +42,8 @@ STOP_GRACE_S = 5.0
 """what ends within it is kept; the rest runs again after the next start"""
 SOCKET_MODE = 0o660
 LEDGER = "ledger.db"
+FILES = "files.db"
+"""uploads and outputs, where the store is volatile"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +112,13 @@ class BatchProcess:
         settings = self._settings
         assert settings.batch_store is not None
         shelf = Shelf(await asyncio.to_thread(Ledger, self._folder / LEDGER))
-        payloads = Payloads(await asyncio.to_thread(open_store, settings.batch_store))
+        files, results = await asyncio.to_thread(_open_stores, settings.batch_store, self._folder)
         internal = {"x-pointsman-internal": self._segment.internal_token.decode()}
         port = DataPort(data_port_url(settings), internal, settings.request_timeout_s)
         parts = make_parts(
             shelf,
-            payloads,
+            files,
+            results,
             port,
             Tally(self._segment),
             Limits(settings.batch_max_lines, settings.max_payload_size),
@@ -143,12 +147,25 @@ class BatchProcess:
             await runner.cleanup()
             await port.close()
             await asyncio.to_thread(shelf.close)
-            await asyncio.to_thread(payloads.close)
+            for payloads in parts.stores:
+                await asyncio.to_thread(payloads.close)
 
     async def _until_end(self, service: Service) -> int:
         service.failed.add_done_callback(lambda _: self._stopped.set())
         await self._stopped.wait()
         return EXIT_SOFTWARE if service.failed.done() else EXIT_OK  # the supervisor starts another one
+
+
+def _open_stores(url: str, folder: Path) -> tuple[Payloads, Payloads]:
+    """For files and for results. Raises what `open_store` raises.
+
+    A result that is lost is computed again. A file cannot be, so it is kept on disk where a store would lose it.
+    """
+    store = open_store(url)
+    results = Payloads(store)
+    if not store.backend.is_volatile:
+        return results, results
+    return Payloads(open_store(f"sqlite:{quote(str(folder.absolute() / FILES))}")), results
 
 
 def _listening(path: Path) -> socket.socket:

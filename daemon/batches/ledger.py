@@ -122,6 +122,10 @@ class Ledger:
         """All of its chunks are deleted."""
         self._db.execute("DELETE FROM files WHERE id = ? AND state = 'deleting'", (id,))
 
+    def tidy(self) -> None:
+        """Gives space that lines and files do not need any more back to the disk."""
+        self._db.executescript("PRAGMA incremental_vacuum")
+
     # --- batches
 
     def add_batch(self, new: NewBatch, now: int) -> BatchRow:

@@ -97,7 +97,7 @@ async def _service(errand: Errand) -> AsyncIterator[Service]:
     port = DataPort(errand.base_url, errand.headers, errand.timeout_s, verifies_tls=True)
     limits = Limits(MAX_LINES, MAX_LINE_BYTES)
     options = {"concurrency": errand.concurrency, "attempts": errand.attempts}
-    service = Service(make_parts(shelf, payloads, port, Tally(), limits, **options), ttl_s=0)
+    service = Service(make_parts(shelf, payloads, payloads, port, Tally(), limits, **options), ttl_s=0)
     try:
         await service.start()
         yield service
@@ -129,7 +129,7 @@ async def _find(service: Service, errand: Errand, digest: str) -> BatchRow | Non
 
 async def _submit(service: Service, errand: Errand, digest: str) -> BatchRow:
     endpoint = await asyncio.to_thread(_endpoint, errand.input)
-    writer = FileWriter(service.parts.shelf, service.parts.payloads)
+    writer = FileWriter(service.parts.shelf, service.parts.files)
     await writer.begin(_OWNER, errand.input.name, "batch")
     with errand.input.open("rb") as file:
         while data := await asyncio.to_thread(file.read, READ_BYTES):

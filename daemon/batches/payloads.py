@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.stores.blob_store import BlobStore
+from pointsman.daemon.stores.counters import Totals
 from pointsman.daemon.stores.results import Corrupt, Failure, Missing, NoSpace, Ok, name_some
 
 R = TypeVar("R")
@@ -40,6 +41,7 @@ class PayloadLost(PointsmanError):
 class Payloads:
     def __init__(self, store: BlobStore) -> None:
         self._store = store
+        self._told = Totals()
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
     async def put(self, values: dict[str, bytes], timeout_s: float | None = None) -> None:
@@ -78,6 +80,14 @@ class Payloads:
         for start in range(0, len(keys), DELETE_KEYS):
             some = keys[start : start + DELETE_KEYS]
             _raise_trouble(some, await self._call(self._store.delete_many, some))
+
+    async def tidy(self) -> None:
+        await self._call(self._store.tidy)
+
+    def news(self) -> Totals:
+        """What the store has done since the last call of this method."""
+        before, self._told = self._told, self._store.totals()
+        return self._told.since(before)
 
     def close(self) -> None:
         self._store.close()

@@ -56,7 +56,10 @@ class Parts(msgspec.Struct, frozen=True):
     """What all batches share."""
 
     shelf: Shelf
-    payloads: Payloads
+    files: Payloads
+    """uploads, outputs"""
+    results: Payloads
+    """what lines were answered, until the outputs are written; may be the same store"""
     reader: FileReader
     recorder: Recorder
     port: DataPort
@@ -66,6 +69,10 @@ class Parts(msgspec.Struct, frozen=True):
     attempts: int
     """of a line that fails by what may be its own fault"""
     open_lines: asyncio.Semaphore
+
+    @property
+    def stores(self) -> set[Payloads]:
+        return {self.files, self.results}
 
 
 class BatchTask:
@@ -146,9 +153,9 @@ class BatchTask:
         last: LineRow | None = None
         while page := await parts.shelf.do(ledger.pending, batch.serial, last, CLEAN_KEYS):
             last = page[-1]
-            exists = await parts.payloads.existing([result_key(batch.id, line.number) for line in page])
+            exists = await parts.results.existing([result_key(batch.id, line.number) for line in page])
             stored = [line for line, is_there in zip(page, exists, strict=True) if is_there]
-            found = await parts.payloads.find([result_key(batch.id, line.number) for line in stored])
+            found = await parts.results.find([result_key(batch.id, line.number) for line in stored])
             done = [
                 DoneLine(batch.serial, line.number, output_lines.has_succeeded(result))
                 for line, result in zip(stored, found, strict=True)
@@ -224,7 +231,7 @@ class BatchTask:
         parts, ledger = self._parts, self._parts.shelf.ledger
         if not batch.total:  # cancelled before its input was read to the end
             await parts.shelf.do(ledger.begin_lines, batch.serial)
-        assembly = Assembly(parts.shelf, parts.payloads, batch)
+        assembly = Assembly(parts.shelf, parts.files, parts.results, batch)
         try:
             assembled = await assembly.run()
         except StoreTrouble:
@@ -249,7 +256,7 @@ class BatchTask:
     async def _clean(self, batch: BatchRow) -> None:
         parts, ledger = self._parts, self._parts.shelf.ledger
         while numbers := await parts.shelf.do(ledger.first_lines, batch.serial, CLEAN_KEYS):
-            await parts.payloads.delete([result_key(batch.id, number) for number in numbers])
+            await parts.results.delete([result_key(batch.id, number) for number in numbers])
             await parts.shelf.do(ledger.forget_lines, batch.serial, numbers[-1])
 
     # --- one line

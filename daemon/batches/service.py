@@ -24,7 +24,7 @@ from pointsman.daemon.batches.validation import Limits
 from pointsman.daemon.telemetry.logs import log
 
 CLEAN_S = 1.0
-EXPIRE_EVERY_S = 60.0
+TIDY_EVERY_S = 60.0
 SETTLE_TURNS = 8
 """of the event loop, at a stop: from an answer's end to its line in the recorder's hands"""
 DROPPED_FILES = 16
@@ -32,14 +32,23 @@ DROPPED_FILES = 16
 
 
 def make_parts(
-    shelf: Shelf, payloads: Payloads, port: DataPort, tally: Tally, limits: Limits, *, concurrency: int, attempts: int
+    shelf: Shelf,
+    files: Payloads,
+    results: Payloads,
+    port: DataPort,
+    tally: Tally,
+    limits: Limits,
+    *,
+    concurrency: int,
+    attempts: int,
 ) -> Parts:
     """`concurrency`: requests under way at once, at most; `attempts`: of a line."""
     return Parts(
         shelf=shelf,
-        payloads=payloads,
-        reader=FileReader(payloads),
-        recorder=Recorder(shelf, payloads),
+        files=files,
+        results=results,
+        reader=FileReader(files),
+        recorder=Recorder(shelf, results),
         port=port,
         allowance=Allowance(Concurrency(concurrency)),
         tally=tally,
@@ -141,28 +150,33 @@ class Service:
                 limit=parts.allowance.limit,
                 is_paused=any(map(self.trouble, self._batches)),
             )
+            for payloads in parts.stores:
+                parts.tally.transferred(payloads.news())
             await asyncio.sleep(TICK_S)
 
     async def _clean(self) -> None:
-        next_expiry = 0.0
+        next_tidying = 0.0
         while True:
             try:
-                if time.monotonic() >= next_expiry:
-                    next_expiry = time.monotonic() + EXPIRE_EVERY_S
-                    await self._expire()
+                if time.monotonic() >= next_tidying:
+                    next_tidying = time.monotonic() + TIDY_EVERY_S
+                    await self._tidy()
                 await self._delete_dropped()
             except StoreTrouble as error:
                 log("cleaning_failed", level="warning", reason=str(error))
             await asyncio.sleep(CLEAN_S)
 
-    async def _expire(self) -> None:
+    async def _tidy(self) -> None:
         shelf, ledger = self.parts.shelf, self.parts.shelf.ledger
         await shelf.do(ledger.drop_expired_files, wall_s())
         if self._ttl_s:
             await shelf.do(ledger.forget_batches, wall_s() - self._ttl_s)
+        await shelf.do(ledger.tidy)
+        for payloads in self.parts.stores:
+            await payloads.tidy()
 
     async def _delete_dropped(self) -> None:
         shelf, ledger = self.parts.shelf, self.parts.shelf.ledger
         for file in await shelf.do(ledger.dropped_files, DROPPED_FILES):
-            await self.parts.payloads.delete(chunk_keys(file))
+            await self.parts.files.delete(chunk_keys(file))
             await shelf.do(ledger.forget_file, file.id)

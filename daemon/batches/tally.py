@@ -5,7 +5,10 @@ from __future__ import annotations
 from array import array
 
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.failure_counts import FailureCounts
 from pointsman.daemon.shm.segment import Segment
+from pointsman.daemon.stores.counters import Totals
+from pointsman.daemon.stores.results import MISSING, code_of
 
 
 class Tally:
@@ -15,6 +18,7 @@ class Tally:
             self._cells: memoryview = memoryview(array("q", bytes(8 * at.BATCH_WORDS)))
         else:
             self._cells = segment.cells[segment.layout.batch_counts : segment.layout.batch_counts + at.BATCH_WORDS]
+        self._failures = FailureCounts(self._cells[at.B_FAILURES :])
         self._cells[: at.B_FIRST_COUNTER] = memoryview(array("q", bytes(8 * at.B_FIRST_COUNTER)))
 
     def done(self, *, has_succeeded: bool) -> None:
@@ -30,6 +34,15 @@ class Tally:
 
     def retried(self) -> None:
         self._cells[at.B_RETRIES] += 1
+
+    def transferred(self, news: Totals) -> None:
+        """By a payload store since the last time. That a key is missing is an answer, no failure."""
+        self._cells[at.B_KEYS_RETRIED] += news.retried
+        self._cells[at.B_KEYS_RECOVERED] += news.recovered
+        self._cells[at.B_KEYS_EXHAUSTED] += news.exhausted
+        for (_, code), count in news.failures.items():
+            if code != code_of(MISSING):
+                self._failures.add(str(code), count)
 
     def show(self, *, batches: int, in_flight: int, limit: int, is_paused: bool) -> None:
         """Gauges: running batches, requests at the data port, how many may be, whether disk or store stops them."""

@@ -61,7 +61,7 @@ def _doctor(argv: list[str]) -> int:
         return EXIT_CONFIG
     try:
         found = examine(store, keys=arguments.keys, size_bytes=arguments.size, timeout_s=arguments.timeout)
-        found.codes = {code: count for (_, code), count in store.counters.totals().failures.items()} | found.codes
+        found.codes = {code: count for (_, code), count in store.totals().failures.items()} | found.codes
     finally:
         store.close()
     print(_as_json(found) if arguments.json else _as_text(found, without_password(arguments.url)))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from pointsman.daemon.errors import PointsmanError
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.failure_counts import FailureCounts
 from pointsman.daemon.shm.native import Words
 
 
@@ -254,6 +255,10 @@ class Segment:
     def batch_count(self, word: int) -> int:
         """One of `layout.B_*`."""
         return self.cells[self.layout.batch_counts + word]
+
+    def store_failures(self) -> FailureCounts:
+        first = self.layout.batch_counts + at.B_FAILURES
+        return FailureCounts(self.cells[first : first + at.FAILURE_ROWS * at.FAILURE_WORDS])
 
     # --- shards
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pointsman.daemon.stores.cancellation import Cancellation
 from pointsman.daemon.stores.codes import CodeTable
+from pointsman.daemon.stores.counters import Totals
 from pointsman.daemon.stores.framing import Buffer, Frame, Storable, Value
 from pointsman.daemon.stores.results import Failure, Ok, Stat, Written
 
@@ -52,6 +53,14 @@ class BlobStore(Protocol):
         self, keys: Sequence[str], *, timeout_s: float | None = None, cancellation: Cancellation | None = None
     ) -> list[Ok[Stat] | Failure]: ...
 
+    def tidy(self) -> None:
+        """Housekeeping, for every minute or so: removes what has expired, gives unused space back."""
+        ...
+
+    def totals(self) -> Totals:
+        """What was asked, retried, recovered and given up since the store was opened."""
+        ...
+
     def close(self) -> None:
         """Idempotent; calls under way end as Transient or are finished first."""
         ...
@@ -71,6 +80,8 @@ class Backend(Protocol):
     """calls that are worth making at the same time"""
     max_value_bytes: int
     """of a frame"""
+    is_volatile: bool
+    """a restart of the store loses all values"""
 
     def put_batch(
         self, keys: Sequence[str], frames: Sequence[Frame], ttl_s: float | None, timeout_s: float
@@ -83,5 +94,9 @@ class Backend(Protocol):
     def delete_batch(self, keys: Sequence[str], timeout_s: float) -> list[Ok[None] | Failure]: ...
 
     def stat_batch(self, keys: Sequence[str], timeout_s: float) -> list[Ok[Stat] | Failure]: ...
+
+    def tidy(self) -> None:
+        """As `BlobStore.tidy`; what is in its way now may be gone the next time."""
+        ...
 
     def close(self) -> None: ...

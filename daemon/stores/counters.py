@@ -14,14 +14,25 @@ from pointsman.daemon.stores.results import Code
 class Totals(msgspec.Struct, frozen=True):
     """Only ever grow. A key that failed twice and then went through is 2 retried and 1 recovered."""
 
-    keys: Mapping[str, int]
+    keys: Mapping[str, int] = {}
     """asked for, by operation"""
-    retried: int
-    recovered: int
-    exhausted: int
+    retried: int = 0
+    recovered: int = 0
+    exhausted: int = 0
     """gave up on, though trying again might have helped: retries, time or the caller's patience ran out"""
-    failures: Mapping[tuple[str, Code], int]
+    failures: Mapping[tuple[str, Code], int] = {}
     """by operation and code, every attempt counted; "missing" included"""
+
+    def since(self, before: Totals) -> Totals:
+        """What has come since then."""
+        failures = {key: count - before.failures.get(key, 0) for key, count in self.failures.items()}
+        return Totals(
+            {operation: count - before.keys.get(operation, 0) for operation, count in self.keys.items()},
+            self.retried - before.retried,
+            self.recovered - before.recovered,
+            self.exhausted - before.exhausted,
+            {key: count for key, count in failures.items() if count},
+        )
 
 
 class Counters:

@@ -68,6 +68,7 @@ class MooncakeBackend:
     name = "mooncake"
     codes = CODES
     max_value_bytes = 1 << 40
+    is_volatile = True
 
     def __init__(self, options: MooncakeOptions, *, environment: Mapping[str, str] | None = None) -> None:
         self.options = options
@@ -126,6 +127,9 @@ class MooncakeBackend:
             return [Ok(Stat(number, copies)) if number > 0 else CODES.judge(number) for number, copies in pairs]
 
         return self._attempt(keys, timeout_s, stat)
+
+    def tidy(self) -> None:
+        """Nothing: memory is free as soon as a value is deleted."""
 
     def close(self) -> None:
         self.process.close()

@@ -40,6 +40,7 @@ class RedisBackend:
     codes = CODES
     threads = 4
     max_value_bytes = MAX_VALUE_BYTES
+    is_volatile = False  # how much a restart loses is up to the server's configuration
 
     def __init__(self, url: str, *, prefix: str = "", socket_timeout_s: float = SOCKET_TIMEOUT_S) -> None:
         try:
@@ -99,6 +100,9 @@ class RedisBackend:
             return [self._judge(size) or self._judge(ttl_ms) or _stat(size, ttl_ms) for size, ttl_ms in pairs]
 
         return self._attempt(keys, stat)
+
+    def tidy(self) -> None:
+        """Nothing: the server does it."""
 
     def close(self) -> None:
         self._is_closed = True

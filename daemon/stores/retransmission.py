@@ -23,7 +23,7 @@ import msgspec
 from pointsman.daemon.stores.blob_store import Backend, Operation
 from pointsman.daemon.stores.cancellation import Cancellation, linked
 from pointsman.daemon.stores.codes import CodeTable
-from pointsman.daemon.stores.counters import Counters
+from pointsman.daemon.stores.counters import Counters, Totals
 from pointsman.daemon.stores.framing import Buffer, Frame, Storable, UnstorableError, Value, decode, encode
 from pointsman.daemon.stores.results import (
     Code,
@@ -163,6 +163,12 @@ class RetransmittingStore:
             return self.backend.stat_batch([keys[place] for place in places], left_s)
 
         return self._run(_Call(Operation.STAT, keys, self._deadline(timeout_s)), attempt, cancellation)
+
+    def tidy(self) -> None:
+        self.backend.tidy()
+
+    def totals(self) -> Totals:
+        return self.counters.totals()
 
     def close(self) -> None:
         """Ends the pauses of calls under way, waits for their last batches, then closes the backend."""

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -85,6 +85,7 @@ class SqliteBackend:
     codes = CODES
     threads = 1
     max_value_bytes = MAX_VALUE_BYTES
+    is_volatile = False
 
     def __init__(
         self,
@@ -159,20 +160,30 @@ class SqliteBackend:
         with self._reader.use(_BUSY_SHARE_MS / 1000) as db:
             return Usage(*db.execute("SELECT keys, bytes FROM usage").fetchone())
 
-    def remove_expired(self, limit: int = EXPIRE_BATCH) -> int:
-        """Removes up to `limit` values whose time is over, and gives free pages, of deleted values too, to the disk.
+    def tidy(self) -> None:
+        """In small steps: whoever wants to write comes in between."""
+        with suppress(sqlite3.Error):
+            while self.remove_expired() == EXPIRE_BATCH:
+                pass
+            while self._give_back():
+                pass
 
-        Returns how many values it were. Raises sqlite3.Error.
-        """
+    def remove_expired(self) -> int:
+        """Up to EXPIRE_BATCH values whose time is over; returns how many. Raises sqlite3.Error."""
+        with self._writer.use(_BUSY_SHARE_MS / 1000) as db, _transaction(db):
+            query = "SELECT rowid, length(frame) FROM blobs WHERE expires_at <= ? LIMIT ?"
+            rows = db.execute(query, (self._wall_clock(), EXPIRE_BATCH)).fetchall()
+            db.executemany("DELETE FROM blobs WHERE rowid = ?", [(row,) for row, _ in rows])
+            _account(db, -len(rows), -sum(size for _, size in rows))
+            return len(rows)
+
+    def _give_back(self) -> bool:
+        """Some of the free pages to the disk; whether there are more. Raises sqlite3.Error."""
         with self._writer.use(_BUSY_SHARE_MS / 1000) as db:
-            with _transaction(db):
-                query = "SELECT rowid, length(frame) FROM blobs WHERE expires_at <= ? LIMIT ?"
-                rows = db.execute(query, (self._wall_clock(), limit)).fetchall()
-                db.executemany("DELETE FROM blobs WHERE rowid = ?", [(row,) for row, _ in rows])
-                _account(db, -len(rows), -sum(size for _, size in rows))
             # This statement frees a page a step, and `execute` makes only the first one.
             db.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
-            return len(rows)
+            (left,) = db.execute("PRAGMA freelist_count").fetchone()
+            return bool(left)
 
     def close(self) -> None:
         self._reader.close()

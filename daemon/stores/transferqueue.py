@@ -1,6 +1,6 @@
 """TransferQueue's storage client for Mooncake, on our engine: takes the place of its class of the same name.
 
-    from transfer_queue.storage.clients.factory import StorageClientFactory
+    from transfer_queue.storage.clients import StorageClientFactory
     StorageClientFactory._registry["MooncakeStoreClient"] = MooncakeStoreClient
 
 torch and numpy are never imported here: a tensor is what has `data_ptr()`, an array what has the buffer protocol, and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import pickle
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,7 +94,7 @@ def options_of(config: Mapping[str, Any]) -> MooncakeOptions:
     return MooncakeOptions(
         master=str(master),
         metadata=metadata_server(config.get("metadata_server") or "P2PHANDSHAKE"),
-        hostname=config.get("local_hostname") or "127.0.0.1",
+        hostname=config.get("local_hostname") or _address_towards(str(master)),
         protocol=config.get("protocol") or "tcp",
         devices=config.get("device_name") or "",
         segment_bytes=_or_default(config.get("global_segment_size"), DEFAULT_SEGMENT_BYTES),
@@ -114,6 +115,19 @@ def metadata_server(name: str) -> str:
         # The wheel aborts the process on redis://.
         raise StoreUrlError(f"metadata server {name!r}: use P2PHANDSHAKE, http:// or etcd://")
     return name
+
+
+def _address_towards(master: str) -> str:
+    """This host's address as the master sees it. Raises StoreUrlError."""
+    host, _, port = master.rpartition(":")
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(kind, socket.SOCK_DGRAM) as sock:
+            sock.connect(address)  # sends nothing
+            name: str = sock.getsockname()[0]
+            return name
+    except (OSError, ValueError) as error:
+        raise StoreUrlError(f"no way to the master {master!r}: {error}; say local_hostname") from None
 
 
 def _open(config: Mapping[str, Any]) -> BlobStore:

@@ -127,8 +127,14 @@ class Life:
     """One process: from its start until it is stopped, or crashes."""
 
     def __init__(
-        self, folder: Path, gateway: Gateway, fate: Fate | None = None, backend: Backend | None = None
+        self,
+        folder: Path,
+        gateway: Gateway,
+        fate: Fate | None = None,
+        backend: Backend | None = None,
+        results: Backend | None = None,
     ) -> None:
+        """`results`: a store of their own for them."""
         self.fate = fate or Fate()
         self.gateway = gateway
         self.backend = backend or SqliteBackend(folder / "payloads.db", synchronous="normal")
@@ -136,8 +142,9 @@ class Life:
         self.shelf = FatefulShelf(self.ledger, self.fate)
         store = RetransmittingStore(cast(Backend, FatefulBackend(self.backend, self.fate)), QUICK)
         self.payloads = Payloads(store)
+        self.results = self.payloads if results is None else Payloads(RetransmittingStore(results, QUICK))
         parts = make_parts(
-            self.shelf, self.payloads, gateway, Tally(), Limits(1000, 100_000), concurrency=8, attempts=3
+            self.shelf, self.payloads, self.results, gateway, Tally(), Limits(1000, 100_000), concurrency=8, attempts=3
         )
         self.service = Service(parts, ttl_s=0)
 
@@ -205,7 +212,8 @@ class Life:
         if self.service.failed.done():
             self.service.failed.result()
         self.shelf._thread.shutdown(wait=True, cancel_futures=True)
-        self.payloads._threads.shutdown(wait=True, cancel_futures=True)
+        for payloads in (self.payloads, self.results):
+            payloads._threads.shutdown(wait=True, cancel_futures=True)
         with suppress(sqlite3.Error):
             self.ledger.close()
         self.backend.close()

@@ -188,6 +188,27 @@ async def test_lost_results_are_run_again_and_reported(begin: Begin) -> None:
     assert len((await results(life, done))[0]) == 3
 
 
+async def test_a_store_of_results_that_loses_everything_costs_work_and_no_answer(begin: Begin) -> None:
+    results_alone = ScriptedBackend()
+    life = begin(results=results_alone)
+    await life.service.start()
+    life.gateway.answers = {"p9": [Answer(503, "r", b"{}")]}
+    batch = await life.submit(jsonl([f"p{n}" for n in range(10)]))
+
+    async def most_are_done() -> bool:
+        found: BatchRow = await life.look(life.ledger.batch, batch.id)
+        return found.completed == 9
+
+    await life.until(most_are_done)
+    assert len(results_alone.frames) == 9
+    results_alone.frames.clear()
+    done = await life.until_final(batch.id)
+    assert (done.status, done.completed, done.failed, done.lost) == (Status.COMPLETED, 10, 0, 9)
+    assert len((await results(life, done))[0]) == 10
+    assert results_alone.frames == {}, "no file is there, and the results are gone"
+    assert life.stored_keys() == 2
+
+
 async def test_results_that_are_lost_again_and_again_become_errors(begin: Begin) -> None:
     backend = ScriptedBackend()
     life = begin(backend=backend)
@@ -276,6 +297,17 @@ async def test_unfinished_uploads_and_dropped_files_are_removed(begin: Begin) ->
 
     await life.until(is_clean)
     assert life.stored_keys() == 0
+
+
+async def test_the_store_is_tidied_now_and_then(begin: Begin) -> None:
+    backend = ScriptedBackend()
+    life = begin(backend=backend)
+    await life.service.start()
+
+    async def is_tidied() -> bool:
+        return backend.tidied > 0
+
+    await life.until(is_tidied)
 
 
 async def test_two_batches_share_the_allowance(begin: Begin) -> None:

@@ -46,6 +46,7 @@ class ScriptedBackend:
     codes = CODES
     threads = 1
     max_value_bytes = 1 << 20
+    is_volatile = False
 
     def __init__(self) -> None:
         self.frames: dict[str, bytes] = {}
@@ -59,6 +60,7 @@ class ScriptedBackend:
         self.sent: list[tuple[str, int]] = []
         """(key, identity of the frame's payload) of every attempt to write"""
         self.is_closed = False
+        self.tidied = 0
         self._lock = threading.Lock()
 
     def put_batch(
@@ -87,6 +89,9 @@ class ScriptedBackend:
 
     def stat_batch(self, keys: Sequence[str], timeout_s: float) -> list[Ok[Stat] | Failure]:
         return self._answer(keys, lambda key: Ok(Stat(len(self.frames[key]))) if key in self.frames else MISSING)
+
+    def tidy(self) -> None:
+        self.tidied += 1
 
     def close(self) -> None:
         self.is_closed = True

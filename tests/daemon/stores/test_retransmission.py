@@ -10,6 +10,7 @@ import pytest
 
 from pointsman.daemon.stores import retransmission
 from pointsman.daemon.stores.cancellation import Cancellation
+from pointsman.daemon.stores.counters import Totals
 from pointsman.daemon.stores.results import (
     Corrupt,
     Failure,
@@ -64,11 +65,22 @@ def test_only_the_failed_keys_are_sent_again(bench: Bench, lines: list[Line]) ->
     results = bench.store.put_many(keys_of(5), [b"%d" % number for number in range(5)])
     assert results == [WRITTEN] * 5
     assert bench.backend.batches == [keys_of(5), ["k1", "k3"], ["k1"]]
-    totals = bench.store.counters.totals()
+    totals = bench.store.totals()
     assert (totals.retried, totals.recovered, totals.exhausted) == (3, 2, 0)
     assert totals.failures == {("put", -800): 3} and totals.keys == {"put": 5}
     (line,) = lines
     assert line["level"] == "info" and line["recovered"] == 2 and line["codes"] == {"-800": 3}
+
+
+def test_totals_since_another_look(bench: Bench) -> None:
+    written(bench.store, ["a"])
+    before = bench.store.totals()
+    assert before.since(before) == Totals({"put": 0})
+    bench.backend.script["a"] = [-800]
+    assert bench.store.get_many(["a", "b"]) == [Ok(b"a"), Missing()]
+    since = bench.store.totals().since(before)
+    assert (since.keys, since.retried, since.recovered, since.exhausted) == ({"put": 0, "get": 2}, 1, 1, 0)
+    assert since.failures == {("get", -800): 1, ("get", "missing"): 1}
 
 
 def test_every_attempt_sends_the_same_memory(bench: Bench) -> None:
@@ -102,7 +114,7 @@ def test_mixed_final_and_transient(bench: Bench, lines: list[Line]) -> None:
     results = bench.store.get_many(keys_of(5))
     assert results == [Missing(), Invalid(-600), Ok(b"k2"), Transient(-800), Ok(b"k4")]
     assert bench.backend.batches == [keys_of(5), ["k2", "k3"], ["k3"], ["k3"]]
-    totals = bench.store.counters.totals()
+    totals = bench.store.totals()
     assert (totals.retried, totals.recovered, totals.exhausted) == (4, 1, 1)
     (line,) = lines
     assert line["level"] == "warning" and line["failed"] == "k3: Transient(-800)"
@@ -112,7 +124,7 @@ def test_final_codes_alone_wait_for_nothing_and_say_nothing(bench: Bench, lines:
     bench.backend.script.update({"a": [-600], "b": [-704]})
     assert bench.store.get_many(["a", "b", "c"]) == [Invalid(-600), Missing(), Missing()]
     assert bench.clock.pauses == [] and lines == []
-    assert bench.store.counters.totals().failures == {("get", -600): 1, ("get", "missing"): 2}
+    assert bench.store.totals().failures == {("get", -600): 1, ("get", "missing"): 2}
 
 
 def test_of_a_write_nothing_is_missing(bench: Bench) -> None:
@@ -145,7 +157,7 @@ def test_a_short_or_flipped_read_is_read_again_and_never_data(bench: Bench, misr
     bench.backend.misreads["a"] = [misread] * 9
     first, second = bench.store.get_many(["a", "b"])
     assert isinstance(first, Corrupt) and second == Ok(b"b")
-    assert bench.store.counters.totals().exhausted == 1
+    assert bench.store.totals().exhausted == 1
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])

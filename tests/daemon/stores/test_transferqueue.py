@@ -116,8 +116,11 @@ def test_configuration() -> None:
     assert options.hard_pin and options_of({**config, "metadata_server": "p2phandshake"}).metadata == "P2PHANDSHAKE"
     assert not options_of({**config, "offload": {"enabled": True}}).hard_pin
     assert not options_of({**config, "hard_pin": False}).hard_pin
+    assert options_of({"master_server_address": "127.0.0.2:50051"}).hostname == "127.0.0.1"
     with pytest.raises(StoreUrlError, match="master_server_address"):
         options_of({})
+    with pytest.raises(StoreUrlError, match=r"no way to the master 'nowhere': .*; say local_hostname"):
+        options_of({"master_server_address": "nowhere"})
     with pytest.raises(StoreUrlError, match="use_gdr is not supported"):
         options_of({**config, "use_gdr": True})
 

@@ -13,6 +13,7 @@ from pointsman.daemon.batches.tally import Tally
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import EngineSignals, Segment
+from pointsman.daemon.stores.counters import Totals
 from pointsman.daemon.telemetry.key_counts import KeyCounts
 from pointsman.daemon.telemetry.metrics import DaemonInfo, render
 from pointsman.daemon.telemetry.series import ROUTES, Series
@@ -362,6 +363,12 @@ def test_batches_are_counted_where_there_is_a_runner(segment: Segment) -> None:
         "pointsman_batch_retries_total": 1,
         "pointsman_batch_results_lost_total": 1,
     }
+    tally.transferred(Totals({"put": 9}, 4, 3, 1, {("put", -800): 4, ("stat", -800): 1, ("stat", "missing"): 2}))
+    transfers = {
+        name: values(segment, f"pointsman_store_keys_{name}")[()] for name in ("retried", "recovered", "exhausted")
+    }
+    assert transfers == {"retried": 4, "recovered": 3, "exhausted": 1}
+    assert values(segment, "pointsman_store_failures") == {("-800",): 5}
     Tally(segment)  # of the next runner: it counts on, and nothing is under way
     assert values(segment, "pointsman_batch_lines")[("succeeded",)] == 2
     assert values(segment, "pointsman_batch_lines_in_flight")[()] == 0
