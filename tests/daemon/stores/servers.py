@@ -86,7 +86,7 @@ class Cluster:
         return f"127.0.0.1:{self.port}"
 
     def start_master(self) -> subprocess.Popen[bytes]:
-        command = [str(Path(sys.executable).with_name("mooncake_master")), f"--client_ttl={self._client_ttl_s}"]
+        command = [sys.executable, "-m", "mooncake.cli", f"--client_ttl={self._client_ttl_s}"]
         command += ["--logtostderr", "--rpc_address=127.0.0.1", f"--rpc_port={self.port}"]
         command += ["--metrics_host=127.0.0.1", f"--metrics_port={self._metrics_port}"]
         log = self._folder / "master.log"
