@@ -15,11 +15,11 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from pointsman.admin_api import auditing
+from pointsman.admin_api import auditing, passed_on
 from pointsman.admin_api.answers import answer, error_body, refusal
 from pointsman.admin_api.auth import AdminAuth, authenticator
 from pointsman.admin_api.changes import Changes, counted
-from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard
+from pointsman.admin_api.guard import MAX_BODY_BYTES, body_receiver, guard, guard_of_passed
 from pointsman.admin_api.handlers.config import ConfigHandlers
 from pointsman.admin_api.handlers.docs import DocsHandlers
 from pointsman.admin_api.handlers.explain import ExplainHandlers
@@ -72,6 +72,24 @@ def build_app(
     for handlers in every:
         app.add_routes(handlers(port).routes())
     app.add_routes(DocsHandlers().routes())
+    app.on_response_prepare.append(_set_headers)
+    return app
+
+
+def build_fanout_app(port: ControlPort, *, auth: AdminAuth, changes: Changes) -> web.Application:
+    """What the shards pass on from the data port: fan-outs, and nothing else."""
+    app = web.Application(
+        middlewares=[
+            passed_on.from_shard,
+            _answer_errors,
+            guard_of_passed(),
+            authenticator(auth),
+            body_receiver(),
+            counted(changes),
+        ],
+        client_max_size=MAX_BODY_BYTES,
+    )
+    app.add_routes(FanoutHandlers(port).routes())
     app.on_response_prepare.append(_set_headers)
     return app
 

@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from pointsman.admin_api.answers import refused
 from pointsman.admin_api.callers import CALLER, Caller, authorize, local_caller
-from pointsman.admin_api.peers import is_loopback
+from pointsman.admin_api.peers import address, is_loopback
 from pointsman.admin_api.tokens import TokenStore
 from pointsman.daemon.errors import RequestError
 from pointsman.daemon.telemetry.logs import log
@@ -94,11 +94,17 @@ class BearerTokens:
         self._now = now
         self._sleep = sleep
 
+    def known(self, request: web.Request) -> Caller | None:
+        """Whose token it shows; None when that is nobody's, or the peer is not heard at the moment."""
+        token = _bearer(request.headers.get(hdrs.AUTHORIZATION, ""))
+        is_heard = not self._throttle.locked_for_s(address(request), self._now())
+        return self._tokens.find(token) if token and is_heard else None
+
     async def check(self, request: web.Request) -> Caller:
         token = _bearer(request.headers.get(hdrs.AUTHORIZATION, ""))
         if not token:
             raise _unauthorized("this needs a token: send it as `Authorization: Bearer TOKEN`")
-        peer = request.remote or ""
+        peer = address(request)
         wait_s = self._throttle.locked_for_s(peer, self._now())
         if wait_s:
             retry = (("Retry-After", str(int(wait_s) + 1)),)

@@ -49,6 +49,21 @@ def guard(host_names: Collection[str]) -> Middleware:
     return check
 
 
+def guard_of_passed() -> Middleware:
+    """For what came in on the data port. Nobody says under which name that is reached, so browsers get nothing."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _check_repeated(request)
+        if hdrs.ORIGIN in request.headers or request.headers.get("Sec-Fetch-Site", "none").lower() != "none":
+            raise refused(403, "CROSS_SITE", "requests from pages are refused")
+        _check_content_type(request)
+        _check_size(request)
+        return await handler(request)
+
+    return check
+
+
 def body_receiver(timeout_s: float = BODY_TIMEOUT_S) -> Middleware:
     """After authentication: reads the body, so that handlers find it there. A stranger's is never read."""
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+from typing import Final
 
 from aiohttp import web
 
+PEER: Final = web.RequestKey("peer", str)
+"""The client's address, where somebody else of this daemon has talked to it."""
+
 _CREDENTIALS = struct.Struct("3i")
+
+
+def address(request: web.Request) -> str:
+    """Of the client; empty on a unix socket."""
+    return request.get(PEER) or request.remote or ""
 
 
 def parse_address(text: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -27,8 +36,8 @@ def is_loopback(text: str) -> bool:
 
 def describe(request: web.Request) -> str:
     """For the log: the address, or `uid=… pid=…` of the process at the other end of a unix socket."""
-    if request.remote:
-        return request.remote
+    if known := address(request):
+        return known
     found = _credentials(request)
     return "gone" if found is None else f"uid={found[1]} pid={found[0]}"
 

@@ -95,6 +95,12 @@ class ServeConfig(BaseSettings):
     admin_token_file: str | None = _key(
         "admin_token_file", "file with the admin token; default: generated", min_length=1
     )
+    admin_on_data_port: bool = _key(
+        "admin_on_data_port", "fan-outs (/flush_cache, …) on the data port, too, by admin token or admin_networks"
+    )
+    admin_networks: Annotated[_Strings, _each(_network)] = _key(
+        "admin_networks", "networks of clients that need no admin token for fan-outs on the data port"
+    )
     metrics_listen: Annotated[_Strings, _each(listen.tcp_address)] = _key(
         "metrics_listen", "HOST:PORT for /metrics, /health and /readiness alone, without a token", max_length=16
     )

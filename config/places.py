@@ -15,6 +15,8 @@ ADMIN_SOCKET = "admin.sock"
 ADMIN_TOKEN = "admin-token"
 BATCH_SOCKET = "batch.sock"
 """where the batch runner answers the shards and the operator"""
+FANOUT_SOCKET = "fan-outs.sock"
+"""where control answers what came in on the data port; for the shards alone"""
 BATCH_DIR = "batches"
 """in the state directory"""
 SYSTEM_RUNTIME_DIR = Path("/run/pointsman")

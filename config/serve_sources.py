@@ -142,6 +142,8 @@ class _Sources:
         open_ones = [address for address in config.admin_listen if not listen.is_loopback(address)]
         if open_ones and not config.admin_auth:
             yield self.defect("admin_auth", f"may be off for loopback only, not for {open_ones[0]}")
+        if config.admin_networks and not config.admin_on_data_port:
+            yield self.defect("admin_networks", f"needs {flag_of('admin_on_data_port')}")
         yield from self._check_tls(config)
 
     def _check_tls(self, config: ServeConfig) -> Iterator[ConfigError]:

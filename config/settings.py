@@ -18,6 +18,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`unix:PATH` or `HOST:PORT`; resolved, never empty."""
     admin_auth: bool = True
     admin_token_file: str | None = None
+    admin_on_data_port: bool = False
+    """fan-outs are answered on the data port, too"""
+    admin_networks: tuple[str, ...] = ()
+    """whose clients need no admin token for that"""
     metrics_listen: tuple[str, ...] = ()
     """`HOST:PORT`; metrics and probes for whoever connects, no admin API"""
     metrics_compat: str = "none"

@@ -157,6 +157,23 @@ def batches_unavailable() -> RequestError:
     return _try_again(503, "batches_unavailable", "the batch runner is not there at the moment", 2, Fault.GATEWAY)
 
 
+def fanouts_unavailable() -> RequestError:
+    message = "the process that asks the workers is being replaced; what was under way there may have been done or not"
+    return _try_again(503, "fan_outs_unavailable", message, 2, Fault.GATEWAY)
+
+
+def no_admin_token() -> RequestError:
+    return RequestError(
+        401,
+        "no_admin_token",
+        "this needs an admin token, or an address inside of admin_networks: send `Authorization: Bearer TOKEN`",
+        fault=Fault.CLIENT,
+        type="authentication_error",
+        headers=(("WWW-Authenticate", "Bearer"),),
+        close=True,
+    )
+
+
 def not_internal() -> RequestError:
     """Another daemon's token: after an upgrade, or from nobody of ours. To be tried again where it may be known."""
     return _try_again(503, "internal_token_unknown", "x-pointsman-internal is not this daemon's", 1, Fault.GATEWAY)

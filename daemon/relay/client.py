@@ -187,7 +187,7 @@ class ClientConnection(asyncio.Protocol):
             if self._head_bytes > settings.max_header_bytes < request.head_size():
                 raise head_too_large()
             request.finish_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
-            if self.context.batch_socket is not None:
+            if self.context.elsewhere is not None:
                 request.is_streamed = self._is_streamed(request.path)
             most = inf if request.is_streamed else settings.max_payload_size
             if request.content_length is not None and request.content_length > most:
@@ -207,7 +207,8 @@ class ClientConnection(asyncio.Protocol):
             self.send_continue(request)
 
     def _is_streamed(self, path: bytes) -> bool:
-        return path not in self.context.routes and batch_route(path) is not None
+        elsewhere = self.context.elsewhere
+        return elsewhere is not None and path not in self.context.routes and elsewhere.route(path) is not None
 
     def _recognize(self, request: Inbound) -> None:
         """Raises RequestError when it is not one of ours that asks."""
@@ -351,24 +352,24 @@ class ClientConnection(asyncio.Protocol):
         route = self.context.routes.get(request.path)
         if route is None:
             if not request.path.startswith(MODELS_PREFIX):
-                return self._batch_route(request)
+                return self._route_elsewhere(request)
             route = ONE_MODEL
         if request.method not in route.methods:
             raise method_not_allowed(request.method.decode("latin-1"), route.allowed)
         return route
 
-    def _batch_route(self, request: Inbound) -> Route:
-        route = batch_route(request.path)
-        if route is None:
-            raise not_found(request.text_path[:MAX_LOGGED_PATH])
-        if self.context.batch_socket is None:
+    def _route_elsewhere(self, request: Inbound) -> Route:
+        elsewhere = self.context.elsewhere
+        route = None if elsewhere is None else elsewhere.route(request.path)
+        if route is not None:
+            return route
+        if batch_route(request.path) is not None:
             raise batches_off()
-        return route
+        raise not_found(request.text_path[:MAX_LOGGED_PATH])
 
     def _pass_on(self, request: Inbound, route: Route) -> None:
-        path = self.context.batch_socket
-        assert path is not None
-        passage = self.exchange = Passage(self, request, route, path)
+        assert self.context.elsewhere is not None
+        passage = self.exchange = Passage(self, request, route, self.context.elsewhere.destination(route))
         self.context.count(at.G_REQUESTS)
         passage.start()
 

@@ -11,13 +11,13 @@ from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from pointsman.config.places import BATCH_SOCKET
 from pointsman.config.settings import Settings
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.dispatch.router import LiveRouter
 from pointsman.daemon.relay.access import text_line
 from pointsman.daemon.relay.admitting import Admitting
 from pointsman.daemon.relay.buffers import BodyBuffers
+from pointsman.daemon.relay.elsewhere import Elsewhere
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.guard import Guard
 from pointsman.daemon.relay.pausing import Pausing
@@ -66,8 +66,9 @@ class ShardContext:
         self.routes: dict[bytes, Route] = build_routes(settings.extra_paths)
         guard = Guard(settings)
         self.internal_token = segment.internal_token
-        self.batch_socket = f"{settings.runtime_dir}/{BATCH_SOCKET}" if settings.batch_store is not None else None
-        """where the batch runner answers; None = there is none"""
+        elsewhere = Elsewhere(settings)
+        self.elsewhere = None if elsewhere.is_empty else elsewhere
+        """None: the shards answer everything themselves"""
         self.guard = guard if guard.is_needed else None
         """None: whoever reaches the port may ask and steer"""
         self.series = Series(segment, shard)

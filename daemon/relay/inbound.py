@@ -55,6 +55,7 @@ _SPECIAL = (
         b"x-pointsman-explain",
         b"x-pointsman-internal",
         b"x-pointsman-key",
+        b"x-pointsman-peer",
         b"x-request-id",
     }
 )

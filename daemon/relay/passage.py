@@ -1,4 +1,4 @@
-"""A request that another process of ours answers (files and batches), streamed to its unix socket and back.
+"""A request that another process of ours answers (files, batches, fan-outs), streamed to its unix socket and back.
 
 Nothing of the body is kept: what the client sends goes on as it comes, and while the other side does not read, neither
 do we. The same holds for the answer. So an upload of any size costs a shard two socket buffers.
@@ -12,8 +12,9 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, cast
 
-from pointsman.daemon.errors import RequestError, batches_unavailable, no_worker, request_timeout, worker_timeout
+from pointsman.daemon.errors import RequestError, no_worker, request_timeout, worker_timeout
 from pointsman.daemon.relay.access import short_line
+from pointsman.daemon.relay.elsewhere import Destination
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import (
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from pointsman.daemon.relay.client import ClientConnection
 
 LOOK_S = 1.0
-ANSWER_S = 120.0
-"""without a byte from the other process, while it is its turn"""
 CLIENT_CLOSED_REQUEST = 499
 MAX_HEAD_BYTES = 65536
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -43,15 +42,14 @@ class Passage:
     tick = 0
     """the wheel's"""
 
-    def __init__(self, client: ClientConnection, request: Inbound, route: Route, path: str) -> None:
-        """`path`: of the unix socket."""
+    def __init__(self, client: ClientConnection, request: Inbound, route: Route, destination: Destination) -> None:
         self.client = client
         self.context = client.context
         self.request = request
         self.route = route
         self.is_keep_alive = False
         self.is_ended = False
-        self._path = path
+        self._destination = destination
         self._status = 0
         """of the answer, once its head is out"""
         self._far: _FarSide | None = None
@@ -69,10 +67,10 @@ class Passage:
         context = self.context
         try:
             async with asyncio.timeout(context.settings.connect_timeout_s):
-                _, far = await context.loop.create_unix_connection(lambda: _FarSide(self), self._path)
+                _, far = await context.loop.create_unix_connection(lambda: _FarSide(self), self._destination.socket)
         except OSError:
             self._task = None
-            self.fail(batches_unavailable())
+            self.fail(self._destination.unavailable())
             return
         self._task = None
         if self.is_ended:
@@ -92,7 +90,7 @@ class Passage:
 
     def _send_head(self, far: _FarSide) -> None:
         request = self.request
-        lines = request.passing_lines() + b"Connection: close\r\n"
+        lines = request.passing_lines() + b"Connection: close\r\nX-Pointsman-Peer: %b\r\n" % self.client.peer_bytes
         if request.key is not None:
             lines += b"X-Pointsman-Key: %b\r\n" % request.key.name.encode()
         if self._is_chunked:
@@ -161,7 +159,7 @@ class Passage:
 
     def answer_broken(self) -> None:
         self._far = None
-        self.fail(batches_unavailable())
+        self.fail(self._destination.unavailable())
 
     # --- what else can happen
 
@@ -184,7 +182,8 @@ class Passage:
         if self.client.is_write_paused:
             limit_s, error = timeouts.client_read_s, request_timeout("reading of the answer")
         elif self.request.is_complete or self.client.is_body_held:
-            limit_s, error = ANSWER_S, worker_timeout(f"no answer within {ANSWER_S:g} s")
+            limit_s = self._destination.answer_s
+            error = worker_timeout(f"no answer within {limit_s:g} s")
         else:
             limit_s, error = timeouts.client_body_s, request_timeout("request body")
         if limit_s and now - self._progress_at > limit_s:

@@ -65,6 +65,7 @@ def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
 ONE_MODEL = Route("/v1/models/ID", Kind.LOCAL, _GET, _label("models"))
 FILES = Route("/v1/files", Kind.STREAMED, (), _label("files"))
 BATCHES = Route("/v1/batches", Kind.STREAMED, (), _label("batches"))
+FANOUTS = Route("/OPERATION", Kind.STREAMED, (), _label("fan_outs"))
 NOWHERE = Route("other", Kind.LOCAL, (), 0)
 """label of requests for a path that does not exist"""
 

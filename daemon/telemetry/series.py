@@ -25,7 +25,8 @@ from pointsman.daemon.shm.layout import (
 )
 from pointsman.daemon.shm.segment import Segment
 
-ROUTES: tuple[str, ...] = ("other", *JSON_PATHS, *FORM_PATHS, "models", "probe", "extra", "files", "batches")
+_OURS = ("models", "probe", "extra", "files", "batches", "fan_outs")
+ROUTES: tuple[str, ...] = ("other", *JSON_PATHS, *FORM_PATHS, *_OURS)
 """Label `route` by index."""
 
 RESERVED_PAIRS = 512
