@@ -29,11 +29,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pointsman.daemon.control")
     for name in ("settings-fd", "segment-fd", "prefix-fd", "leash-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--admin-fds", type=_descriptors, required=True)
+    parser.add_argument("--admin-fds", type=_numbers, required=True)
+    parser.add_argument("--data-ports", type=_numbers, required=True)
     return parser.parse_args(argv)
 
 
-def _descriptors(text: str) -> list[int]:
+def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
@@ -43,6 +44,7 @@ def _inherit(arguments: argparse.Namespace) -> Inherited:
         state=RoutingState.attach(Segment.attach(arguments.segment_fd), arguments.prefix_fd),
         leash=socket.socket(fileno=arguments.leash_fd),
         admin=[socket.socket(fileno=fd) for fd in arguments.admin_fds],
+        data_ports=arguments.data_ports,
     )
 
 

@@ -80,6 +80,8 @@ class Inherited:
     leash: socket.socket
     admin: Sequence[socket.socket]
     """listening already, in the order of `settings.admin_listen`, then of `settings.metrics_listen`"""
+    data_ports: Sequence[int]
+    """which the shards accept on; more than one only if systemd passes several sockets"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Control:
         self._routing = inherited.state
         self._segment = inherited.state.segment
         self._admin_sockets = inherited.admin
+        self._data_ports = inherited.data_ports
         self._channel = Channel(inherited.leash)
         self._state = state
         self._background = Tasks()
@@ -207,7 +210,7 @@ class Control:
 
     def _own_ports(self) -> frozenset[int]:
         names = [sock.getsockname() for sock in self._admin_sockets if sock.family != socket.AF_UNIX]
-        return frozenset({self._settings.port, *(name[1] for name in names)})
+        return frozenset({*self._data_ports, *(name[1] for name in names)})
 
     async def _start(self, service: ControlService, welcome: Welcome) -> None:
         last = welcome.last

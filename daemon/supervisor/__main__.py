@@ -44,6 +44,8 @@ def _control(state: RoutingState, settings_fd: int, doors: Doors) -> Child:
     arguments = ["-m", "pointsman.daemon.control", "--settings-fd", str(settings_fd)]
     arguments += ["--segment-fd", str(segment.fd), "--prefix-fd", str(index_fd)]
     arguments += ["--admin-fds", ",".join(map(str, admin_fds))]
+    ports = {sock.getsockname()[1] for sock in doors.data}
+    arguments += ["--data-ports", ",".join(map(str, sorted(ports)))]
     return Child("control", segment.layout.control, segment, arguments, (settings_fd, segment.fd, index_fd, *admin_fds))
 
 

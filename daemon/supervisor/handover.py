@@ -73,6 +73,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     snapshot_fd: int
     """of that generation; -1: none was published"""
+    lent: tuple[str, ...] = ()
+    """those of `admin_fds` that systemd listens on"""
 
     @property
     def fds(self) -> tuple[int, ...]:

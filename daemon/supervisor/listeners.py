@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pointsman.daemon.errors import PointsmanError
@@ -96,18 +97,32 @@ def more_data_sockets(first: socket.socket, count: int) -> list[socket.socket]:
     return sockets
 
 
-def inherited_sockets() -> list[socket.socket]:
-    """What systemd passes for clients to connect to; none when it passes nothing. Raises ListenError.
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A socket that systemd listens on for us."""
+
+    name: str
+    """`FileDescriptorName=` of its unit; "admin": for the admin API, any other: for clients"""
+    sock: socket.socket
+
+
+ADMIN = "admin"
+
+
+def inherited_sockets() -> list[Passed]:
+    """What systemd passes; none when it passes nothing. Raises ListenError.
 
     Takes the variables out of the environment: they are meant for this process alone.
     """
-    pid, count, _ = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    pid, count, names = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count.isdigit():
         return []
-    return [_adopt(fd) for fd in range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))]
+    fds = range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))
+    named = (*names.split(":"), *[""] * len(fds))
+    return [_adopt(fd, name) for fd, name in zip(fds, named, strict=False)]
 
 
-def _adopt(fd: int) -> socket.socket:
+def _adopt(fd: int, name: str) -> Passed:
     remedy = "(see ListenStream= in pointsman.socket)"
     try:
         os.set_inheritable(fd, False)
@@ -115,10 +130,11 @@ def _adopt(fd: int) -> socket.socket:
         is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise ListenError(f"inherited descriptor {fd} is no socket: {error.strerror} {remedy}") from None
-    if not is_listening or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    families = (socket.AF_INET, socket.AF_INET6, *((socket.AF_UNIX,) if name == ADMIN else ()))
+    if not is_listening or sock.family not in families:
         sock.close()
         raise ListenError(f"inherited descriptor {fd} is not a listening TCP socket {remedy}")
-    return sock
+    return Passed(name, sock)
 
 
 def admin_socket(where: str, backlog: int = 128) -> socket.socket:
@@ -189,6 +205,8 @@ def with_bound_port(where: str, sock: socket.socket) -> str:
 
 
 def describe(sock: socket.socket) -> str:
-    """HOST:PORT as it is really bound."""
+    """HOST:PORT as it is really bound; `unix:PATH`."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -124,6 +124,7 @@ class Leaving:
             admin_fds={where: sock.fileno() for where, sock in doors.admin.items()},
             generation=daemon.generation,
             snapshot_fd=daemon.snapshot_fd,
+            lent=tuple(doors.lent),
         )
 
     def control_yielded(self) -> None:

@@ -25,22 +25,29 @@ for number, fd in enumerate(passed, start=3):
     os.dup2(fd, number, inheritable=True)
     os.close(fd)
 if passed:
-    os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": "data"}
+    os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": sys.argv[2]}
 if "WATCHDOG_USEC" in os.environ:
     os.environ["WATCHDOG_PID"] = str(os.getpid())
-os.execv(sys.executable, [sys.executable, "-m", "pointsman.daemon.main", "serve", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-m", "pointsman.daemon.main", "serve", *sys.argv[3:]])
 """
 
 
 class ServiceManager:
     """Starts the daemon, several times if wished; `heard` is all that its main process said, in order."""
 
-    def __init__(self, folder: Path, sockets: Sequence[socket.socket] = (), watchdog_s: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sockets: Sequence[socket.socket] = (),
+        watchdog_s: float | None = None,
+        admin_sockets: Sequence[socket.socket] = (),
+    ) -> None:
         self.folder = folder
         self.heard: list[str] = []
         self.strangers: list[int] = []
         """processes that notified and were not the main one"""
-        self._sockets = sockets
+        self._sockets = (*sockets, *admin_sockets)
+        self._names = ":".join(["data"] * len(sockets) + ["admin"] * len(admin_sockets))
         self._environment = os.environ | {
             "NOTIFY_SOCKET": str(folder / "notify"),
             "RUNTIME_DIRECTORY": str(folder / "run"),
@@ -83,7 +90,7 @@ class ServiceManager:
         """Returns at once; `wait` for READY=1."""
         given = ["--shards", str(shards), "--admin-listen", f"unix:{self.admin_socket}", *arguments]
         passed = [sock.fileno() for sock in self._sockets]
-        command = [sys.executable, "-c", _LAUNCH, ",".join(map(str, passed)), *given]
+        command = [sys.executable, "-c", _LAUNCH, ",".join(map(str, passed)), self._names, *given]
         with (self.folder / "log").open("ab") as log:
             self.main = subprocess.Popen(command, env=self._environment, pass_fds=passed, stderr=log)
         self.main_pid = self.main.pid

@@ -19,7 +19,7 @@ import pytest
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_USAGE
 from pointsman.daemon.main import main
 from pointsman.scripts.simulated_engine.launch import launch_engines
-from tests.fakes.processes import is_alive, wait_until
+from tests.fakes.processes import adopt_orphans, is_alive, wait_until
 from tests.fakes.service_manager import ServiceManager
 from tests.fakes.traffic import Client, completion
 
@@ -248,6 +248,79 @@ def test_two_inherited_sockets_lead_to_the_same_gateway(tmp_path: Path, data_soc
         assert is_accepted(data_socket.getsockname())
         assert is_accepted(other.getsockname())
         assert manager.stop() == 0
+
+
+def test_no_inherited_port_is_a_workers(tmp_path: Path, data_socket: socket.socket) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        ServiceManager(tmp_path, [data_socket, other]) as manager,
+    ):
+        manager.start()
+        manager.wait("READY=1")
+        for sock in (data_socket, other):
+            done = command(manager, "workers", "add", f"http://127.0.0.1:{sock.getsockname()[1]}")
+            assert done.returncode == 1
+            assert "is a listener of this gateway" in done.stderr
+        assert manager.stop() == 0
+
+
+def command(manager: ServiceManager, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "pointsman.daemon.main", *arguments, "--admin", f"unix:{manager.admin_socket}"]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def admin_socket(tmp_path: Path) -> Iterator[socket.socket]:
+    """Not in the runtime directory, which is gone while the service is."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "admin.sock"))
+        sock.listen(64)
+        yield sock
+
+
+def test_the_admin_api_waits_through_a_restart_where_systemd_holds_its_socket(
+    tmp_path: Path, data_socket: socket.socket, admin_socket: socket.socket
+) -> None:
+    adopt_orphans()
+    path = admin_socket.getsockname()
+    flags = ("--admin-listen", f"unix:{path}", "127.0.0.1:0")
+    with ServiceManager(tmp_path, [data_socket], admin_sockets=[admin_socket]) as manager:
+        manager.start(*flags)
+        manager.wait("READY=1")
+        assert status_by(path)[0] == 200
+        assert manager.stop() == 0
+        assert Path(path).is_socket(), "the file is systemd's"
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.settimeout(30)
+            waiting.connect(path)
+            waiting.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            manager.start(*flags)
+            assert waiting.recv(65536).startswith(b"HTTP/1.1 200 ")
+        manager.wait("READY=1")
+        assert command(manager, "upgrade").returncode == 0, manager.log
+        manager.wait_for(lambda line: line.startswith("MAINPID="), "another daemon")
+        assert status_by(path)[0] == 200
+        assert manager.stop() == 0
+        assert Path(path).is_socket(), "after an upgrade, too"
+
+
+def status_by(path: str) -> tuple[int, bytes]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(path)
+        sock.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    return int(answer.split()[1]), answer
+
+
+def test_an_admin_socket_that_no_setting_names_ends_the_start(tmp_path: Path, admin_socket: socket.socket) -> None:
+    with ServiceManager(tmp_path, admin_sockets=[admin_socket]) as manager:
+        manager.start("--port", "0")
+        assert manager.main is not None
+        assert manager.main.wait(20) == EXIT_UNAVAILABLE
+        assert (
+            f"systemd passes unix:{admin_socket.getsockname()} for the admin API, and admin_listen has" in manager.log
+        )
 
 
 def test_a_socket_that_cannot_be_served_ends_the_start(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class Supervisor:
         names = ("--settings-fd", "--segment-fd", "--prefix-fd", "--leash-fd", "--admin-fds")
         command = [sys.executable, "-m", "pointsman.daemon.control"]
         command += [word for name, fd in zip(names, fds, strict=True) for word in (name, str(fd))]
+        command += ["--data-ports", str(self.settings.port)]
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(command, pass_fds=fds, stderr=output)
         theirs.close()

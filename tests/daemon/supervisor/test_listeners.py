@@ -33,8 +33,9 @@ def pass_on(monkeypatch: pytest.MonkeyPatch) -> Pass:
 def test_a_listening_socket_is_taken_and_the_variables_with_it(pass_on: Pass) -> None:
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         fd = pass_on(theirs)
-        (ours,) = inherited_sockets()
-        with ours:
+        (passed,) = inherited_sockets()
+        assert passed.name == "data"
+        with passed.sock as ours:
             assert ours.fileno() == fd
             assert ours.getsockname() == theirs.getsockname()
             assert not os.get_inheritable(fd), "children get it one by one"
