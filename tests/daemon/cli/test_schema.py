@@ -95,6 +95,7 @@ def test_the_shipped_schema_is_that_of_the_models(kind: str) -> None:
         ("profiles", EXAMPLES / "profiles.json"),
         ("profiles", EXAMPLES / "aibrix_profiles.json"),
         ("keys", EXAMPLES / "keys.json"),
+        ("tokens", EXAMPLES / "tokens.json"),
         ("workers", EXAMPLES / "workers.json"),
         ("workers", EXAMPLES / "workers_file_sd.yaml"),
     ],
