@@ -12,6 +12,7 @@ from setuptools import Extension, setup
 
 SOURCES = "src"
 QUIET = ["-Wno-unused-function"]  # headers of static functions, of which an extension uses some
+HEADERS = [f"{SOURCES}/pointsman/daemon/shm"]  # what is cimported from there names them
 IS_DEBUG = os.environ.get("POINTSMAN_DEBUG_BUILD") == "1"
 
 
@@ -29,10 +30,13 @@ def find_extensions() -> list[Extension]:
 def describe_extension(path: Path) -> Extension:
     name = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
     if IS_DEBUG:
-        return Extension(name, [str(path)], extra_compile_args=["-O1", "-g", "-UNDEBUG", *QUIET])
+        return Extension(
+            name, [str(path)], include_dirs=HEADERS, extra_compile_args=["-O1", "-g", "-UNDEBUG", *QUIET]
+        )
     return Extension(
         name,
         [str(path)],
+        include_dirs=HEADERS,
         define_macros=[("CYTHON_WITHOUT_ASSERTIONS", "1")],
         extra_compile_args=["-O2", *QUIET],
     )

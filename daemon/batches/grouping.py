@@ -18,7 +18,7 @@ _DIGEST_BYTES = 5
 def group_key(features: Features) -> bytes:
     """25 bytes."""
     text = _beginning(features, BEGINNINGS[-1])
-    digest = blake2b(features.salt.encode(), digest_size=_DIGEST_BYTES)
+    digest = blake2b(features.salt, digest_size=_DIGEST_BYTES)
     key: list[bytes] = []
     done = 0
     for length in BEGINNINGS:

@@ -1,8 +1,10 @@
 """What routing needs to know of a request body, without building the rest of it.
 
-Unknown fields are skipped by the decoder, not materialised: a 64 MiB body costs no Python objects. The prompt is found
-as spans of the body: the tokens of its strings are handed to the prefix index as they stand (`HashChain.load_json`
-resolves their escapes, so the text counts and not how a client wrote it). The body is forwarded byte for byte.
+Nearly every body is understood by the native scan (`body.scan`). What that is not certain of is decoded here, and the
+scan must find what is found here. Unknown fields are skipped by the decoder, not materialised: a 64 MiB body costs no
+Python objects. The prompt is found as spans of the body: the tokens of its strings are handed to the prefix index as
+they stand (`HashChain.load_json` resolves their escapes, so the text counts and not how a client wrote it). The body is
+forwarded byte for byte.
 """
 
 from __future__ import annotations
@@ -15,28 +17,11 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from pointsman.daemon.errors import bad_request
+from pointsman.daemon.routing.body import Features, scan
+
+__all__ = ["NO_FEATURES", "Features", "decoded_features", "form_features", "form_models", "id_bytes", "json_features"]
 
 MAX_MODEL_NAME = 512
-Span = bytes | memoryview
-
-
-class Features(msgspec.Struct):
-    """`model` is "" when the request names none (or not by a string: the worker will say what it thinks of that)."""
-
-    model: str = ""
-    is_stream: bool = False
-    lora: str = ""
-    max_tokens: int | None = None
-    prompt: tuple[Raw | bytes, ...] = ()
-    """JSON as it stands in the body, in the order of the prompt; bytes: token ids of 4 bytes each."""
-    has_ids: bool = False
-    rid: bytes = b""
-    """SGLang's own id of a single request, as the JSON string that it is"""
-
-    @property
-    def salt(self) -> str:
-        """What keeps equal texts apart: model, LoRA, and whether ids follow."""
-        return f"{self.model}\0{self.lora}\0ids" if self.has_ids else f"{self.model}\0{self.lora}"
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -90,6 +75,11 @@ NO_FEATURES = Features()
 
 def json_features(body: bytes) -> Features:
     """Raises RequestError 400 when `body` is not a JSON object."""
+    return scan(body) or decoded_features(body)
+
+
+def decoded_features(body: bytes) -> Features:
+    """`json_features` of any body, by a parser."""
     parsed = _parse(body)
     model, lora = parsed.model, parsed.lora_path
     features = Features(

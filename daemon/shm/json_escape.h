@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 static inline int px_hex4(const unsigned char *p, const unsigned char *end) {
     int value = 0;
@@ -59,12 +62,69 @@ static inline uint64_t px_unescape_unicode(const unsigned char **p, const unsign
     return 4;
 }
 
+/* What stands behind the backslash of a short escape, to what it stands for; 0 = itself. */
+static const unsigned char px_short_escape[256] = {['n'] = '\n', ['t'] = '\t', ['r'] = '\r', ['b'] = '\b', ['f'] = '\f'};
+
+#ifdef __SSE2__
+static inline void px_copy64(unsigned char *to, const unsigned char *from) {
+    for (int i = 0; i < 64; i += 16)
+        _mm_storeu_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
+}
+
+static inline uint64_t px_backslashes(const unsigned char *p) {
+    uint64_t marks = 0;
+    for (int i = 0; i < 64; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(p + i));
+        marks |= (uint64_t)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8('\\'))) << i;
+    }
+    return marks;
+}
+
+/* The bulk of `px_unescape`, 64 bytes at a time: all are copied, and once more from behind every escape. Ends early, before
+ * a \\u or near an end. */
+static inline void px_unescape_bulk(
+    const unsigned char **p, const unsigned char *end, unsigned char **out, const unsigned char *last
+) {
+    const unsigned char *at = *p;
+    unsigned char *to = *out;
+    while (end - at >= 130 && last - to >= 130) {
+        uint64_t marks = px_backslashes(at);
+        int done = 0; /* bytes of this block that were read */
+        px_copy64(to, at);
+        while (marks) {
+            int mark = __builtin_ctzll(marks);
+            unsigned char c = at[mark + 1];
+            to += mark - done;
+            done = mark + 2;
+            if (c == 'u') {
+                *p = at + mark;
+                *out = to;
+                return;
+            }
+            *to++ = px_short_escape[c] ? px_short_escape[c] : c;
+            px_copy64(to, at + done);
+            marks &= ~((uint64_t)3 << mark);
+        }
+        if (done < 64) {
+            to += 64 - done;
+            done = 64;
+        }
+        at += done;
+    }
+    *p = at;
+    *out = to;
+}
+#endif
+
 /* Resolves escapes from `*p` on until `end` or until `out` (of at least 8 bytes) is full; moves `*p`, returns the bytes
  * written. */
 static size_t px_unescape(const unsigned char **p, const unsigned char *end, unsigned char *out, size_t room) {
     const unsigned char *at = *p;
     unsigned char *to = out, *last = out + room - 4; /* an escape is at most four bytes of text */
     while (at < end && to < last) {
+#ifdef __SSE2__
+        px_unescape_bulk(&at, end, &to, last);
+#endif
         if (*at != '\\') {
             size_t most = (size_t)(end - at) < (size_t)(last - to) ? (size_t)(end - at) : (size_t)(last - to);
             const unsigned char *escape = memchr(at, '\\', most);
@@ -80,15 +140,8 @@ static size_t px_unescape(const unsigned char **p, const unsigned char *end, uns
         }
         unsigned char c = at[1];
         at += 2;
-        switch (c) {
-        case 'n': *to++ = '\n'; break;
-        case 't': *to++ = '\t'; break;
-        case 'r': *to++ = '\r'; break;
-        case 'b': *to++ = '\b'; break;
-        case 'f': *to++ = '\f'; break;
-        case 'u': to += px_unescape_unicode(&at, end, to); break;
-        default: *to++ = c;
-        }
+        if (c == 'u') to += px_unescape_unicode(&at, end, to);
+        else *to++ = px_short_escape[c] ? px_short_escape[c] : c;
     }
     *p = at;
     return (size_t)(to - out);

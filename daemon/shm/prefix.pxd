@@ -1,6 +1,8 @@
 """What other extensions may use of the prefix index: see prefix.pyx."""
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
+from pointsman.daemon.shm.spans cimport Spans
+
 cdef extern from "prefix_hash.h" nogil:
     ctypedef struct px_key:
         pass
@@ -88,6 +90,8 @@ cdef class HashChain:
     cdef uint64_t _text(self, uint64_t previous, const unsigned char *p, uint64_t size) noexcept
     cdef int _begin(self, salt) except -1
     cdef int _feed(self, const unsigned char *p, uint64_t size) except -1
+    cdef int _feed_spans(self, Spans spans, bint is_json) except -1
+    cdef int _feed_escaped(self, const unsigned char *p, uint64_t size) except -1
     cdef int _feed_string(self, const unsigned char *p, uint64_t size) except -1
     cdef int _finish(self) except -1
     cdef uint64_t _head(self, uint64_t chars) noexcept

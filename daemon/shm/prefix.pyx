@@ -56,10 +56,13 @@ Crash recovery
     (somebody wrote into the segment) empties the index; that is counted. The tests kill a process at every journalled
     store of every operation (`abort_at`) and recount everything (`check`).
 """
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy
+
+from pointsman.daemon.shm.spans cimport JSON_ESCAPED, JSON_IDS, JSON_TEXT, Spans, json_span
 
 from pointsman.daemon.shm import prefix_layout as _layout
 
@@ -167,6 +170,9 @@ cdef class HashChain:
         """Like `load` of the concatenation of `spans` (a sequence of bytes-likes), without making it. Returns self."""
         cdef Py_buffer view
         self._begin(salt)
+        if type(spans) is Spans:
+            self._feed_spans(spans, False)
+            return self
         for span in spans:
             PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
             try:
@@ -185,6 +191,9 @@ cdef class HashChain:
         cdef Py_buffer view
         cdef const unsigned char *p
         self._begin(salt)
+        if type(spans) is Spans:
+            self._feed_spans(spans, True)
+            return self
         for span in spans:
             PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
             try:
@@ -225,13 +234,32 @@ cdef class HashChain:
             self.filled = size - whole
         return 0
 
+    cdef int _feed_spans(self, Spans spans, bint is_json) except -1:
+        """The whole prompt. `is_json`: as `load_json` does."""
+        cdef const unsigned char *body = <const unsigned char *> PyBytes_AS_STRING(spans.body)
+        cdef size_t i
+        cdef json_span span
+        for i in range(spans.n):
+            span = spans.span[i]
+            if span.kind == JSON_IDS:
+                self._feed(<const unsigned char *> PyBytes_AS_STRING(spans.ids) + span.at, span.size)
+            elif is_json and span.kind == JSON_TEXT:
+                self._feed(body + span.at + 1, span.size - 2)
+            elif is_json and span.kind == JSON_ESCAPED:
+                self._feed_escaped(body + span.at + 1, span.size - 2)
+            else:
+                self._feed(body + span.at, span.size)
+        return self._finish()
+
     cdef int _feed_string(self, const unsigned char *p, uint64_t size) except -1:
         """The inside of a JSON string; without escapes it is fed from where it stands."""
+        if memchr(p, c'\\', size) == NULL:
+            return self._feed(p, size)
+        return self._feed_escaped(p, size)
+
+    cdef int _feed_escaped(self, const unsigned char *p, uint64_t size) except -1:
         cdef unsigned char text[4096]
         cdef const unsigned char *end = p + size
-        cdef const unsigned char *escape = <const unsigned char *> memchr(p, c'\\', size)
-        if escape == NULL:
-            return self._feed(p, size)
         while p < end:
             size = px_unescape(&p, end, text, sizeof(text))
             self._feed(text, size)
