@@ -239,7 +239,9 @@ class Control:
             self._channel.send(Message("standing_by"))
             floor = await go
             await self._own_state()
-            floor = max(floor, await self._historian.load())
+            reached = await self._historian.load()
+            if last is None or reached > last.generation:  # what was handed over may go on under its number
+                floor = max(floor, reached)
         self._publisher.outrun(floor)
         if welcome.stands_by:
             for changes in (
