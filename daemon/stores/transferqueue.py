@@ -3,8 +3,8 @@
     from transfer_queue.storage.clients import StorageClientFactory
     StorageClientFactory._registry["MooncakeStoreClient"] = MooncakeStoreClient
 
-torch and numpy are never imported here: a tensor is what has `data_ptr()`, an array what has the buffer protocol, and
-to make one again the module of the asked-for dtype is used, which its owner has loaded. A CPU tensor's memory goes to
+Nothing here needs torch or numpy: a tensor is what has `data_ptr()`, and to make one again the library of the asked-for
+dtype is used, or of the stored one where none is asked for. A CPU tensor's memory goes to
 the store as it lies there (one copy, into the memory that the client sends from); what is read becomes the memory of
 the new tensor. Other objects are pickled, as TransferQueue does: whoever may write to the cluster may run code in its
 readers.
@@ -13,6 +13,7 @@ readers.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import pickle
 import socket
 import sys
@@ -31,6 +32,8 @@ DEFAULT_SEGMENT_BYTES = 4 << 30
 DEFAULT_BUFFER_BYTES = 1 << 30
 _TIMEOUT_S = 120.0
 _UNSUPPORTED = ("use_gdr",)
+_ARRAY_KINDS = "biufcmMSU"
+_BYTE_ORDERS = "<>|="
 
 
 class MooncakeStoreClient:
@@ -142,7 +145,7 @@ def _or_default(value: Any, default: int) -> int:
 def _storable(value: Any) -> Storable:
     if hasattr(value, "data_ptr") and hasattr(value, "element_size"):
         return _from_torch(value)
-    if hasattr(value, "__array_interface__") and hasattr(value, "dtype") and not value.dtype.hasobject:
+    if _is_plain_array(value):
         return _from_array(value)
     if value is None or type(value) in (bytes, str):
         return value  # type: ignore[no-any-return] # checked just now
@@ -160,9 +163,15 @@ def _from_torch(tensor: Any) -> Tensor:
     return Tensor(_name(tensor.dtype), shape, memoryview(memory))
 
 
+def _is_plain_array(value: Any) -> bool:
+    """A numpy array whose dtype's short name says all of it: no subclass, no fields, no objects."""
+    kind = type(value)
+    return (kind.__module__, kind.__name__) == ("numpy", "ndarray") and value.dtype.kind in _ARRAY_KINDS
+
+
 def _from_array(array: Any) -> Tensor:
-    # numpy: `tobytes` only where the memory is not in C order already
-    data: Buffer = array.data if array.flags.c_contiguous and array.nbytes else array.tobytes()
+    # A copy only where the memory is not in C order; as numbers of one byte, since not every dtype has a buffer format.
+    data: Buffer = array.reshape(-1).view("u1").data if array.flags.c_contiguous and array.nbytes else array.tobytes()
     return Tensor(_name(array.dtype), tuple(array.shape), memoryview(data))
 
 
@@ -174,13 +183,22 @@ def _name(dtype: Any) -> str:
 def _restored(key: str, value: Value, shape: Sequence[int] | None, dtype: Any) -> Any:
     if isinstance(value, Opaque) and value.encoding == PICKLE:
         return pickle.loads(value.data)  # noqa: S301 - what the class exists for; see the head of this file
-    if dtype is None or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
         if dtype is not None:
             raise TypeError(f"{key} holds no tensor but a {type(value).__name__}")
         return value
+    if dtype is None:
+        return _tensor(value, _dtype_of(value))
     if _name(dtype) != value.dtype or (shape is not None and tuple(shape) != value.shape):
         raise TypeError(f"{key} holds {value.dtype} {list(value.shape)}, not {_name(dtype)} {list(shape or ())}")
     return _tensor(value, dtype)
+
+
+def _dtype_of(value: Tensor) -> Any:
+    """As the library says it that the value came from. Raises ImportError where that is not installed."""
+    if value.dtype[0] in _BYTE_ORDERS:
+        return importlib.import_module("numpy").dtype(value.dtype)
+    return getattr(importlib.import_module("torch"), value.dtype)
 
 
 def _tensor(value: Tensor, dtype: Any) -> Any:

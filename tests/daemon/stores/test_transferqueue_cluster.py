@@ -141,7 +141,7 @@ def test_transferqueue_makes_ours_when_told(mooncake_address: str) -> None:
         tensors = [torch.arange(24).to(getattr(torch, name)).reshape(4, 6) for name in DTYPES]
         tensors += [tensors[0].T, tensors[0][::2, 1:4], torch.tensor(3.5), torch.empty(0, 3), tensors[0][:0]]
         tensors += [torch.ones(3, requires_grad=True), torch.zeros(1 << 22)]
-        objects = [None, b"", "", 0, [], {"a": [1, 2.5]}, importlib.import_module("numpy").arange(4)]
+        objects = [None, b"", "", 0, [], {"a": [1, 2.5]}, *arrays()]
         keys = [f"swap/{number}" for number in range(len(tensors) + len(objects))]
         meta = client.put(keys, [*tensors, *objects])
         shapes = [*(tuple(tensor.shape) for tensor in tensors), *[None] * len(objects)]
@@ -150,11 +150,33 @@ def test_transferqueue_makes_ours_when_told(mooncake_address: str) -> None:
         for tensor, value in zip(tensors, found, strict=False):
             assert value.dtype == tensor.dtype and value.shape == tensor.shape and torch.equal(value, tensor)
             value.add_(1) if value.dtype != torch.bool else value.logical_not_()  # the memory is the caller's own
-        assert found[len(tensors) : -1] == objects[:-1]
-        assert (found[-1] == objects[-1]).all()
+        for given, value in zip(objects, found[len(tensors) :], strict=True):
+            assert type(value) is type(given) and str(value) == str(given)
+            assert getattr(value, "dtype", None) == getattr(given, "dtype", None)
+        (untold,) = client.get(keys[:1])
+        assert torch.equal(untold, tensors[0])
         client.clear(keys=keys, custom_backend_meta=meta)
         with pytest.raises(TransferError, match="swap/0: Missing"):
             client.get(keys, shapes, dtypes, meta)
+
+
+def arrays() -> list[Any]:
+    """What numpy has beside its plain arrays must not become one."""
+    numpy = importlib.import_module("numpy")
+    plain = numpy.arange(6, dtype=">i2").reshape(2, 3)
+    fields = numpy.zeros(2, dtype=[("a", "<i4"), ("b", "<f8")])
+    masked = numpy.ma.masked_array([1, 2], mask=[True, False])
+    odd = [numpy.array(["2026-11-21"], dtype="M8[s]"), numpy.array([1 + 2j]), numpy.array(7)]
+    return [
+        *odd,
+        plain,
+        plain.T,
+        numpy.array("text"),
+        numpy.float32(1.5),
+        fields,
+        masked,
+        numpy.array([{}], dtype=object),
+    ]
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
