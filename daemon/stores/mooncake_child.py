@@ -127,7 +127,7 @@ class _Lane:
             exist = self._client.batch_is_exist([request.keys[place] for place in unknown])
             for place, answer in zip(unknown, exist, strict=True):
                 numbers[place] = _ABSENCE.get(int(answer), int(answer))
-        return Reply(numbers, [_copies(found.get(key, ())) for key in request.keys])
+        return Reply(numbers, [_copies(found.get(key, ())) for key in request.keys] if request.with_replicas else [])
 
     def _read(self, request: Request) -> Reply:
         return Reply(self._client.batch_get_into(request.keys, self._pointers(request), request.sizes))

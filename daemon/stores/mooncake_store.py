@@ -122,7 +122,8 @@ class MooncakeBackend:
 
     def stat_batch(self, keys: Sequence[str], timeout_s: float) -> list[Ok[Stat] | Failure]:
         def stat(lane: Lane, left_s: Callable[[], float]) -> list[Ok[Stat] | Failure]:
-            reply = lane.call(Request("look", list(keys)), self.process.time_for(left_s()))
+            request = Request("look", list(keys), with_replicas=True)
+            reply = lane.call(request, self.process.time_for(left_s()))
             pairs = zip(reply.numbers, reply.replicas, strict=True)
             return [Ok(Stat(number, copies)) if number > 0 else CODES.judge(number) for number, copies in pairs]
 

@@ -46,7 +46,7 @@ class Request(msgspec.Struct, frozen=True):
     sizes: list[int] = []
     arena_bytes: int = 0
     with_replicas: bool = False
-    """count the copies after an upsert"""
+    """count the copies, of what was upserted or looked at"""
 
 
 class Reply(msgspec.Struct, frozen=True):

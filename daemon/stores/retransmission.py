@@ -15,7 +15,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -44,8 +45,8 @@ Attempt = Callable[[Sequence[int], float], Sequence[Ok[T] | Failure]]
 """Sends the keys at these places once, in at most so many seconds; a result for each, in this order."""
 
 MAX_KEY_BYTES = 1024
-_NO_SIZES: Sequence[int] = ()
-_NO_FRAME = Frame(b"", b"")
+SizeOf = Callable[[int], int | None]
+"""of the frame at a place, in bytes; None: there is nothing to send there"""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -128,13 +129,13 @@ class RetransmittingStore:
             raise ValueError(f"{len(keys)} keys, but {len(values)} values")
         call: _Call[Written] = _Call(Operation.PUT, keys, self._deadline(timeout_s))
         _refuse_duplicates(call)
-        frames = self._frames(call, values)
+        frames = _Frames(call, values, self.backend.max_value_bytes)
 
         def attempt(places: Sequence[int], left_s: float) -> Sequence[Ok[Written] | Failure]:
             batch = [frames[place] for place in places]
             return self.backend.put_batch([keys[place] for place in places], batch, ttl_s, left_s)
 
-        return self._run(call, attempt, cancellation, [frame.size_bytes for frame in frames])
+        return self._run(call, attempt, cancellation, frames.size)
 
     def get_many(
         self, keys: Sequence[str], *, timeout_s: float | None = None, cancellation: Cancellation | None = None
@@ -182,45 +183,30 @@ class RetransmittingStore:
     def _deadline(self, timeout_s: float | None) -> float:
         return self._clock.now() + (self.policy.timeout_s if timeout_s is None else timeout_s)
 
-    def _frames(self, call: _Call[Written], values: Sequence[Storable]) -> list[Frame]:
-        """One a key; the keys whose values cannot be stored have their results already."""
-        frames: list[Frame] = []
-        for place, (key, value) in enumerate(zip(call.keys, values, strict=True)):
-            frame = _NO_FRAME
-            if call.results[place] is None:
-                try:
-                    frame = encode(key, value)
-                except UnstorableError as error:
-                    call.results[place] = Invalid(error.code)
-                if frame.size_bytes > self.backend.max_value_bytes:
-                    call.results[place] = Invalid("too_large")
-            frames.append(frame)
-        return frames
-
     def _run(
         self,
         call: _Call[T],
         attempt: Attempt[T],
         cancellation: Cancellation | None,
-        sizes: Sequence[int] = _NO_SIZES,
+        size: SizeOf | None = None,
     ) -> list[Ok[T] | Failure]:
         started = self._clock.now()
         self._enter()
         try:
             with linked(cancellation, self._closing) as token:
-                self._rounds(call, attempt, token, sizes)
+                self._rounds(call, attempt, token, size)
         finally:
             self._leave()
         call.settle("cancelled" if token.is_cancelled else "deadline", self.backend.codes)
         call.report(self.backend.name, self.counters, self._clock.now() - started)
         return call.finished()
 
-    def _rounds(self, call: _Call[T], attempt: Attempt[T], token: Cancellation, sizes: Sequence[int]) -> None:
+    def _rounds(self, call: _Call[T], attempt: Attempt[T], token: Cancellation, size: SizeOf | None) -> None:
         pending = [place for place, result in enumerate(call.results) if result is None]
         for retry in range(self.policy.retries + 1):
             if retry and not self._pause(call, pending, retry, token):
                 return
-            self._send(call, attempt, token, list(_cut(pending, sizes, self.policy)))
+            self._send(call, attempt, token, _cut(pending, size, self.policy))
             pending = call.to_retry(self.backend.codes)
             if not pending or token.is_cancelled:
                 return
@@ -234,24 +220,29 @@ class RetransmittingStore:
         self._clock.sleep(pause_s, token)
         return not token.is_cancelled
 
-    def _send(self, call: _Call[T], attempt: Attempt[T], token: Cancellation, batches: Sequence[Sequence[int]]) -> None:
+    def _send(self, call: _Call[T], attempt: Attempt[T], token: Cancellation, batches: Iterator[Sequence[int]]) -> None:
+        """The next batch is put together while the ones before are under way."""
+
         def send(batch: Sequence[int]) -> None:
             left_s = call.deadline - self._clock.now()
             if left_s > 0 and not token.is_cancelled:
                 call.take(batch, attempt(batch, left_s))
 
-        if len(batches) == 1 or self._threads == 1:
-            for batch in batches:
+        first_two = list(islice(batches, 2))
+        if len(first_two) < 2 or self._threads == 1:
+            for batch in chain(first_two, batches):
                 send(batch)
             return
-        sent = [self._workers().submit(send, batch) for batch in batches]
-        wait(sent, return_when=FIRST_EXCEPTION)
-        if any(future.done() and future.exception() for future in sent):
-            # A defect of the backend. Nobody may still use the caller's buffers when it is raised.
+        sent: list[Future[None]] = []
+        try:
+            sent.extend(self._workers().submit(send, batch) for batch in chain(first_two, batches))
+            ended, _ = wait(sent, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
+        except BaseException:  # a defect of the backend; nobody may still use the caller's buffers when it is raised
             token.cancel()
             wait(sent)
-        for future in sent:
-            future.result()
+            raise
 
     @property
     def _threads(self) -> int:
@@ -354,6 +345,33 @@ class _Call(Generic[T]):
         return [(self.keys[place], cast("Failure", self.results[place])) for place in places]
 
 
+class _Frames:
+    """Of one write: each made when its size is asked for, then kept, so that every attempt sends the same memory."""
+
+    def __init__(self, call: _Call[Written], values: Sequence[Storable], most_bytes: int) -> None:
+        self._call = call
+        self._values = values
+        self._most_bytes = most_bytes
+        self._frames: dict[int, Frame] = {}
+
+    def __getitem__(self, place: int) -> Frame:
+        return self._frames[place]
+
+    def size(self, place: int) -> int | None:
+        """In bytes; None: the value cannot be stored, and its key has that as its result."""
+        if place not in self._frames:
+            try:
+                frame = encode(self._call.keys[place], self._values[place])
+            except UnstorableError as error:
+                self._call.results[place] = Invalid(error.code)
+                return None
+            if frame.size_bytes > self._most_bytes:
+                self._call.results[place] = Invalid("too_large")
+                return None
+            self._frames[place] = frame
+        return self._frames[place].size_bytes
+
+
 def _opened(key: str, frame: Ok[Buffer] | Failure) -> Ok[Value] | Failure:
     return decode(key, frame.value) if isinstance(frame, Ok) else frame
 
@@ -380,19 +398,22 @@ def _refuse_duplicates(call: _Call[Written]) -> None:
         seen.add(key)
 
 
-def _cut(places: Sequence[int], sizes: Sequence[int], policy: Policy) -> Iterator[Sequence[int]]:
+def _cut(places: Sequence[int], size: SizeOf | None, policy: Policy) -> Iterator[Sequence[int]]:
     """Batches of at most `batch_keys` and, where sizes are known, `batch_bytes`; a larger value travels alone."""
-    if not sizes:
+    if size is None:
         for start in range(0, len(places), policy.batch_keys):
             yield places[start : start + policy.batch_keys]
         return
     batch: list[int] = []
     total = 0
     for place in places:
-        if batch and (len(batch) == policy.batch_keys or total + sizes[place] > policy.batch_bytes):
+        size_bytes = size(place)
+        if size_bytes is None:
+            continue
+        if batch and (len(batch) == policy.batch_keys or total + size_bytes > policy.batch_bytes):
             yield batch
             batch, total = [], 0
         batch.append(place)
-        total += sizes[place]
+        total += size_bytes
     if batch:
         yield batch
