@@ -60,8 +60,8 @@ def test_answers_and_failures_each_in_their_file(gate: Gateway, tmp_path: Path) 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_it_goes_on_where_it_was_interrupted(gate: Gateway, tmp_path: Path, number: signal.Signals) -> None:
-    count = 120
-    (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line(f"l{n}", max_tokens=40) for n in range(count)]))
+    count = 60
+    (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line(f"l{n}", max_tokens=25) for n in range(count)]))
     before = picks(gate)
     process = start(gate, tmp_path, "--concurrency", "8")
     wait_until("a third has been asked", lambda: picks(gate) - before > count // 3, 30)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from openai import AuthenticationError, NotFoundError, OpenAI, PermissionDeniedE
 from openai.types import Batch
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
+from tests.fakes.batches import client_of
 from tests.fakes.edits import EDITS, Edit, write_and_rename
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.scripted_worker import ScriptedWorker
@@ -402,9 +404,7 @@ def test_the_openai_sdk(engines: list[str], tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(keys("a", limited={"models": ["nothing"]}))
     with gateway("--api-key-file", str(path), workers=engines) as gate:
-
-        def client(key: str) -> OpenAI:
-            return OpenAI(base_url=f"{gate.url}/v1", api_key=key, max_retries=0)
+        client = partial(client_of, gate)
 
         def chat(client: OpenAI) -> str:
             message: Any = {"role": "user", "content": "count"}

@@ -60,13 +60,13 @@ def ask_streamed(client: OpenAI, model: str, prompt: str) -> str:
 
 
 def same_text_everywhere(engines: list[str], gate_url: str, model: str, prompts: list[str]) -> None:
-    direct, through = client_of(engines[0]), client_of(gate_url)
-    for prompt in prompts:
-        expected = ask(direct, model, prompt)
-        assert expected
-        assert ask(through, model, prompt) == expected
-        assert ask_streamed(through, model, prompt) == expected
-        assert ask_streamed(direct, model, prompt) == expected
+    with client_of(engines[0]) as direct, client_of(gate_url) as through:
+        for prompt in prompts:
+            expected = ask(direct, model, prompt)
+            assert expected
+            assert ask(through, model, prompt) == expected
+            assert ask_streamed(through, model, prompt) == expected
+            assert ask_streamed(direct, model, prompt) == expected
 
 
 def test_simulated_engines(engines: list[str], gate: Gateway) -> None:
@@ -76,17 +76,17 @@ def test_simulated_engines(engines: list[str], gate: Gateway) -> None:
 
 
 def test_the_rest_of_the_sdk(gate: Gateway) -> None:
-    client = client_of(gate.url)
-    assert [model.id for model in client.models.list()] == [MODEL]
-    assert client.models.retrieve(MODEL).id == MODEL
-    assert client.completions.create(model=MODEL, prompt="hello", max_tokens=3).choices[0].text
-    assert client.embeddings.create(model=MODEL, input=["a", "b"]).data[1].embedding
-    assert client.responses.create(model=MODEL, input="hello").output_text
-    with pytest.raises(NotFoundError):
-        client.models.retrieve("nothing")
-    with pytest.raises(APIStatusError) as error:
-        client.post("/nowhere", cast_to=object, body={})
-    assert error.value.status_code == 404
+    with client_of(gate.url) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).id == MODEL
+        assert client.completions.create(model=MODEL, prompt="hello", max_tokens=3).choices[0].text
+        assert client.embeddings.create(model=MODEL, input=["a", "b"]).data[1].embedding
+        assert client.responses.create(model=MODEL, input="hello").output_text
+        with pytest.raises(NotFoundError):
+            client.models.retrieve("nothing")
+        with pytest.raises(APIStatusError) as error:
+            client.post("/nowhere", cast_to=object, body={})
+        assert error.value.status_code == 404
 
 
 def test_real_engines() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 from openai import OpenAI
 from openai.types import Batch
@@ -18,8 +19,17 @@ FINAL = ("completed", "failed", "expired", "cancelled")
 _Endpoint = Literal["/v1/chat/completions"]
 
 
+_clients: WeakKeyDictionary[Gateway, dict[tuple[str, int], OpenAI]] = WeakKeyDictionary()
+
+
 def client_of(gate: Gateway, key: str = "sk-one", *, max_retries: int = 0) -> OpenAI:
-    return OpenAI(base_url=f"{gate.url}/v1", api_key=key, max_retries=max_retries)
+    """The same one for the same key, closed with the gateway: to make one takes longer than most requests."""
+    made = _clients.setdefault(gate, {})
+    if (key, max_retries) not in made:
+        client = OpenAI(base_url=f"{gate.url}/v1", api_key=key, max_retries=max_retries)
+        gate.at_close.callback(client.close)
+        made[key, max_retries] = client
+    return made[key, max_retries]
 
 
 def chat_line(custom_id: str, text: str = "hello", **body: Any) -> dict[str, Any]:

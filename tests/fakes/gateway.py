@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ class Gateway:
     def __init__(self, folder: Path, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.log: list[dict[str, Any]] = []
+        self.at_close = ExitStack()
+        """what others have opened to it"""
         self._news = threading.Condition()
         for name in ("run", "state"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -160,6 +162,7 @@ class Gateway:
 
     def close(self) -> None:
         """After the process has ended: the rest of its log is read, its pipe closed."""
+        self.at_close.close()
         self._reader.join(5)
         if self.process.stderr is not None:
             self.process.stderr.close()

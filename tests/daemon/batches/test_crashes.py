@@ -68,7 +68,7 @@ async def live_and_die(folder: Path, deaths: list[tuple[int, bool]]) -> None:
 DEATHS = st.lists(st.tuples(st.integers(1, MAX_STEPS), st.booleans()), min_size=1, max_size=4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(DEATHS)
 def test_one_line_for_every_custom_id(deaths: list[tuple[int, bool]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pointsman.daemon.batches import attempts
 from pointsman.daemon.batches.attempts import Answer, Unreachable
 from pointsman.daemon.batches.lifecycle import Event, Status
 from pointsman.daemon.batches.recorder import result_key
@@ -68,7 +69,8 @@ async def test_lines_that_share_a_prefix_are_asked_one_after_the_other(begin: Be
     assert sum(a != b for a, b in pairwise(heads)) < 3 * 4
 
 
-async def test_failures_have_their_cause_and_retries_their_end(begin: Begin) -> None:
+async def test_failures_have_their_cause_and_retries_their_end(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "FIRST_PAUSE_S", 0.01)
     gateway = Gateway()
     broken = Answer(500, "r", b'{"error":{"message":"boom","code":"oops"}}')
     refused = Answer(400, "r", b'{"error":{"message":"too long","code":"context"}}')

@@ -35,6 +35,7 @@ def child_of(store: RetransmittingStore) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_a_dead_holder_harms_nothing_that_has_two_copies(cluster: Cluster) -> None:
     first, _ = cluster.start_holder(), cluster.start_holder()
     with closing(open_store(f"mooncake://{cluster.address}?replicas=2", PATIENT)) as store:
@@ -93,6 +94,7 @@ def test_the_masters_restart_loses_the_values_but_not_the_store(cluster: Cluster
         assert require_all("get", KEYS, store.get_many(KEYS)) == VALUES
 
 
+@pytest.mark.slow
 def test_no_master_yet(cluster: Cluster) -> None:
     kill(cluster.master)
     with closing(open_store(f"mooncake://{cluster.address}", Policy(retries=0))) as store:
@@ -149,6 +151,7 @@ def test_closing_ends_the_client(mooncake_address: str) -> None:
     wait_gone([child], 1)
 
 
+@pytest.mark.slow
 def test_a_hung_holder_costs_seconds_not_half_a_minute(tmp_path: Path) -> None:
     with (
         mooncake_cluster(tmp_path, client_ttl_s=60) as cluster,
