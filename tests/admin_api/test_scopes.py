@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -93,6 +94,25 @@ async def test_a_revoked_token_is_refused_with_the_next_request(client: Client, 
     write(file, {"alice": "admin"})
     assert await status(client, "trainer", "GET", "/workers") == 401
     assert await status(client, "alice", "GET", "/workers") == 200
+
+
+async def test_each_token_of_the_file_is_compared_whatever_is_shown(
+    client: Client, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Good, wrong, nearly good, or good until a moment ago: it takes the same time."""
+    compared: list[int] = []
+    original = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(len(one))
+        return original(one, other)
+
+    write(file, {"trainer": "read"} | {f"token-{number}": "read" for number in range(9)})
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for name in ("trainer", "token-8", "token-9", "alice", ""):
+        await status(client, name, "GET", "/workers")
+        assert compared == [32] * 10, name
+        compared.clear()
 
 
 async def test_a_changed_scope_is_in_force_with_the_next_request(client: Client, file: Path) -> None:
