@@ -19,6 +19,7 @@ from pointsman.daemon.routing.checking import FileCheck
 
 TOML, PROFILES, WORKERS, KEYS = "pointsman.toml", "profiles.json", "workers.json", "keys.json"
 _NETWORKS: tuple[str, ...] = ServeConfig.model_fields["worker_networks"].default
+_FANOUTS = "/flush_cache and the like, for who has an admin token; for others see admin_networks"
 _COMPAT = {"sglang-router": "sglang", "vllm-router": "vllm"}
 
 
@@ -42,6 +43,8 @@ def _values(draft: Draft) -> dict[str, Any]:
     if listeners := tuple(_metrics(draft)):
         texts["metrics_listen"] = " ".join(listeners)
         texts["metrics_compat"] = _COMPAT[draft.router]
+    if draft.router == "sglang-router":
+        texts["admin_on_data_port"] = "true"
     texts |= _room_for_payloads(texts)
     if strangers := tuple(dict.fromkeys(_outside(draft.workers))):
         texts["worker_networks"] = " ".join((*_NETWORKS, *strangers))
@@ -137,8 +140,8 @@ def _toml(draft: Draft, values: Mapping[str, Any]) -> str:
             shown = list(value) if isinstance(value, tuple) else value
             if key in draft.settings and key in PATH_KEYS:  # relative to where the router ran, not to the file
                 shown = str(Path(str(value)).absolute())
-            flag = f"  # {draft.origin[key]}" if key in draft.origin else ""
-            lines.append(f"{key} = {json.dumps(shown)}{flag}")  # of such values JSON is TOML
+            why = draft.origin.get(key) or (_FANOUTS if key == "admin_on_data_port" else None)
+            lines.append(f"{key} = {json.dumps(shown)}{f'  # {why}' if why else ''}")  # of such values JSON is TOML
     return "\n".join(lines) + "\n"
 
 

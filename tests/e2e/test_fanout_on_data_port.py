@@ -15,6 +15,7 @@ import pytest
 from pointsman.config.keys_file import digest_of
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.e2e.test_fanout import arm, asked
+from tests.fakes.data_plane import data_plane
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import is_alive
 from tests.fakes.traffic import Client, Reply, client_of_each, completion
@@ -176,10 +177,12 @@ def test_partial_success_is_told_as_on_the_admin_api(gate: Gateway, engines: lis
     assert [(row["worker"], row["error"]) for row in answer.json["failed"]] == [(dead, "connection refused")]
 
 
-def test_it_is_off_unless_it_is_asked_for(engines: list[str]) -> None:
-    with gateway(workers=engines) as gate:
-        answer = ask(gate, wire("POST", "/flush_cache", headers=bearer(gate.token)))
-        assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
+def test_it_is_off_unless_it_is_asked_for() -> None:
+    with data_plane(shards=1) as plane:
+        plane.publish()
+        with Client(plane.address) as client:
+            answer = client.ask(wire("POST", "/flush_cache", headers=bearer("any")))
+    assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
 
 
 # --- without control

@@ -157,6 +157,10 @@ def test_limits_probes_metrics_and_names(engines: list[str], tmp_path: Path) -> 
         assert "smg_worker_pool_size" in text
         with urllib.request.urlopen(f"{gate.url}/v1/models", timeout=10) as answer:
             assert json.load(answer)["data"][0]["id"] == "sim-model"
+        flush = urllib.request.Request(f"{gate.url}/flush_cache", method="POST")
+        flush.add_header("Authorization", f"Bearer {gate.token}")
+        with urllib.request.urlopen(flush, timeout=30) as answer:
+            assert json.load(answer)["workers_flushed"] == 2, "where its clients look for it"
 
 
 def test_the_key_lets_in_and_reaches_the_engines(tmp_path: Path) -> None:

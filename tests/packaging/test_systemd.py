@@ -278,6 +278,7 @@ def admin_socket(tmp_path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
+@pytest.mark.slow
 def test_the_admin_api_waits_through_a_restart_where_systemd_holds_its_socket(
     tmp_path: Path, data_socket: socket.socket, admin_socket: socket.socket
 ) -> None:
