@@ -17,7 +17,7 @@ from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.e2e.test_fanout import arm, asked
 from tests.fakes.data_plane import data_plane
 from tests.fakes.gateway import Gateway, gateway
-from tests.fakes.processes import is_alive
+from tests.fakes.processes import is_alive, wait_until
 from tests.fakes.traffic import Client, Reply, client_of_each, completion
 
 ON = ("--admin-on-data-port", "--admin-networks", "127.0.0.2/32")
@@ -202,14 +202,17 @@ def test_while_control_is_away_they_are_503_and_afterwards_they_work(engines: li
         under_way.sock.sendall(flush)
         gate.wait_until("the engine is asked", lambda: asked(engines[0], "/flush_cache") > before)
 
+        os.kill(gate.main_pid, signal.SIGSTOP)  # no successor before the test has looked
+        stack.callback(os.kill, gate.main_pid, signal.SIGCONT)
         os.kill(control, signal.SIGKILL)
-        gate.wait_until("control is gone", lambda: not is_alive(control))
+        wait_until("control is gone", lambda: not is_alive(control), 10)
         assert_unavailable(under_way.read())
         for client in clients:
             assert_unavailable(client.ask(flush))
             assert client.ask(completion()).status == 200, "requests go on"
 
         arm(engines[0])
+        os.kill(gate.main_pid, signal.SIGCONT)
         for client in clients:
             gate.wait_until("its successor answers", lambda client=client: client.ask(flush).status == 200)  # type: ignore[misc]
 
