@@ -30,6 +30,7 @@ COMMANDS = {
     "upgrade": "have the installed version take over from the running one, without losing a connection",
     "record": "write the live traffic as a trace",
     "replay": "try policies on a recorded trace",
+    "bench": "load a gateway or an engine, measure it, compare reports",
     "batch": "run a file of requests, from the shell",
     "batches": "list the offline batches of the running gateway",
     "store": "try a payload store, explain its codes",

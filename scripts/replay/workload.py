@@ -113,7 +113,7 @@ def _open(
     trace: Trace, load: float | None, workers: int, random: Random, cost: StepCost, limits: EngineLimits
 ) -> list[Arrival]:
     ordered = sorted(trace.requests, key=lambda request: request.timestamp)
-    times = _spread([request.timestamp / 1e3 for request in ordered], random)
+    times = spread([request.timestamp / 1e3 for request in ordered], random)
     work = pooled_work_s(
         ((r.input_length, r.output_length, r.hash_ids) for r in ordered),
         trace.block_tokens,
@@ -139,7 +139,7 @@ def _name_blocks(arrivals: Sequence[Arrival], block_tokens: int) -> None:
         first += count
 
 
-def _spread(times: Sequence[float], random: Random) -> list[float]:
+def spread(times: Sequence[float], random: Random) -> list[float]:
     """Arrivals stamped with the same time are drawn uniformly over the gap to the next stamp."""
     stamps = sorted(set(times))
     gaps = {stamp: later - stamp for stamp, later in pairwise(stamps)}

@@ -1,0 +1,115 @@
+"""Whether the generator is good enough for what it measures: what it costs, and whether its figures are true.
+
+Cost is CPU time of this process alone, against a server in another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from pointsman.daemon.bench.dialects import Dialect
+from pointsman.daemon.bench.loops import Extent
+from pointsman.daemon.bench.model import Run
+from pointsman.daemon.bench.scenarios import Bench, Load, open_endpoint
+from pointsman.daemon.bench.target import read_target
+from pointsman.daemon.bench.workloads import basic
+
+MOST_US_PER_REQUEST = 50.0
+MOST_US_PER_EVENT = 10.0
+DELAY_MS = 20.0
+MOST_ERROR_MS = 5.0
+"""Of the median against a server that answers DELAY_MS late: its timers and the scheduler are in it."""
+STALL_MS = 500.0
+LEAST_SEEN_MS = 200.0
+"""Of the 99th percentile when a server stood still for STALL_MS: a quarter of a run of two seconds waited."""
+
+
+@dataclass(slots=True, frozen=True)
+class Check:
+    name: str
+    value: float
+    bound: str
+    unit: str
+    is_passed: bool
+    run: Run
+
+
+async def self_test(show: Callable[[str], None]) -> list[Check]:
+    """`show` is told what is tested next. Raises OSError when the server cannot be started."""
+    show("CPU time per request")
+    requests = await _run(_closed(32, 2.0, tokens=1, is_stream=False))
+    show("CPU time per event of a stream")
+    events = await _run(_closed(100, 2.0, tokens=200, is_stream=True), "--gap-ms", "5")
+    show("a known latency")
+    late = await _run(_open(200.0, 1.5), "--delay-ms", f"{DELAY_MS}")
+    show("a server that stands still")
+    stalled = await _run(_open(200.0, 2.0), "--stall-after", "150", "--stall-ms", f"{STALL_MS}")
+    return [
+        _at_most("CPU per request", requests.generator.cpu_us_per_request, MOST_US_PER_REQUEST, "µs", requests),
+        _at_most("CPU per streamed event", events.generator.cpu_us_per_event or 0.0, MOST_US_PER_EVENT, "µs", events),
+        _between("median of a known latency", late.results.e2e_ms.p50, DELAY_MS, DELAY_MS + MOST_ERROR_MS, late),
+        _at_least("p99 with a server that stood still", stalled.results.e2e_ms.p99, LEAST_SEEN_MS, stalled),
+    ]
+
+
+def _at_most(name: str, value: float, most: float, unit: str, run: Run) -> Check:
+    return Check(name, value, f"at most {most:g}", unit, _is_whole(run) and value <= most, run)
+
+
+def _at_least(name: str, value: float, least: float, run: Run) -> Check:
+    return Check(name, value, f"at least {least:g}", "ms", _is_whole(run) and value >= least, run)
+
+
+def _between(name: str, value: float, least: float, most: float, run: Run) -> Check:
+    return Check(name, value, f"{least:g} … {most:g}", "ms", _is_whole(run) and least <= value <= most, run)
+
+
+def _is_whole(run: Run) -> bool:
+    return run.results.requests > 0 and run.results.failed == 0
+
+
+def _closed(clients: int, seconds: float, *, tokens: int, is_stream: bool) -> Load:
+    workload = partial(basic, tokens, is_stream=is_stream)
+    return Load(Extent(warm_up_s=0.5, seconds=seconds), workload, clients=clients)
+
+
+def _open(rate: float, seconds: float) -> Load:
+    return Load(Extent(warm_up_s=0.3, seconds=seconds), partial(basic, 1), rate=rate, pattern="constant")
+
+
+async def _run(load: Load, *arguments: str) -> Run:
+    async with _sink(*arguments) as url:
+        endpoint = await open_endpoint(
+            read_target(url),
+            timeout_s=30.0,
+            pid=None,
+            model="sink",
+            dialect=lambda model: Dialect("chat", model),
+        )
+        try:
+            return await Bench("self-test", {}, lambda _: None).once("self-test", endpoint, load)
+        finally:
+            await endpoint.driver.close()
+
+
+@asynccontextmanager
+async def _sink(*arguments: str) -> AsyncIterator[str]:
+    command = [sys.executable, "-m", "pointsman.daemon.bench.sink", *arguments]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        port = (await process.stdout.readline()).decode().strip()
+        if not port:
+            raise OSError("the server of the self-test does not start")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
