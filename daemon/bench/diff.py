@@ -56,8 +56,8 @@ _MEASURES = (
     _Measure("first token p99", "ms", lambda run: _positive(run.results.ttft_ms.p99)),
     _Measure("between tokens p50", "ms", lambda run: _positive(run.results.inter_token_ms.p50)),
     _Measure("between tokens p99", "ms", lambda run: _positive(run.results.inter_token_ms.p99)),
-    _Measure("gateway CPU", "µs/request", lambda run: run.gateway.cpu_us_per_request if run.gateway else None),
-    _Measure("gateway PSS", "MiB", lambda run: run.gateway.pss_mib if run.gateway else None),
+    _Measure("server CPU", "µs/request", lambda run: run.gateway.cpu_us_per_request if run.gateway else None),
+    _Measure("server PSS", "MiB", lambda run: run.gateway.pss_mib if run.gateway else None),
 )
 
 

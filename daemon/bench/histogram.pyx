@@ -89,13 +89,14 @@ cdef class Histogram:
     def bounds(self, Py_ssize_t index):
         """The values that bucket `index` counts: from the first up to, without, the second."""
         cdef Py_ssize_t octave
+        cdef int64_t low
         if not 0 <= index < self._size:
             raise ValueError("no such bucket")
         octave = index >> self.sub_bits
         if octave == 0:
             return index, index + 1
-        low = ((index & ((1 << self.sub_bits) - 1)) + (1 << self.sub_bits)) << (octave - 1)
-        return low, low + (1 << (octave - 1))
+        low = <int64_t> ((index & ((1 << self.sub_bits) - 1)) + (1 << self.sub_bits)) << (octave - 1)
+        return low, low + (<int64_t> 1 << (octave - 1))
 
     def buckets(self):
         """[(index, count)] of those that hold something, in rising order."""

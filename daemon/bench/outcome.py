@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -64,13 +65,13 @@ class _Meta(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
-    finish_reason: msgspec.Raw | None = None
+    finish_reason: Any = None
 
 
 class _Message(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -85,7 +86,7 @@ class _Document(msgspec.Struct):
     text: str | None = None
     usage: _Usage | None = None
     meta_info: _Meta | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Document)
@@ -109,8 +110,8 @@ def _judge_stream(answer: Answer) -> Verdict:
         return Verdict("not_a_stream", _text(answer.body))
     told = _decode(answer.told) if answer.told is not None else None
     has_finished = answer.has_finished
-    if told is not None and told.meta_info is not None and told.meta_info.finish_reason is not None:
-        has_finished = bytes(told.meta_info.finish_reason) != b"null"
+    if told is not None and told.meta_info is not None:
+        has_finished = told.meta_info.finish_reason is not None
     if not answer.has_done or not has_finished:
         missing = "[DONE]" if not answer.has_done else "a finish reason"
         return Verdict("incomplete", f"{answer.events} events, but not {missing}")

@@ -42,9 +42,9 @@ class Check:
 async def self_test(show: Callable[[str], None]) -> list[Check]:
     """`show` is told what is tested next. Raises OSError when the server cannot be started."""
     show("CPU time per request")
-    requests = await _run(_closed(32, 2.0, tokens=1, is_stream=False))
+    requests = await _run(_requests(32, 2.0))
     show("CPU time per event of a stream")
-    events = await _run(_closed(100, 2.0, tokens=200, is_stream=True), "--gap-ms", "5")
+    events = await _run(_streams(100, 300), "--gap-ms", "5")
     show("a known latency")
     late = await _run(_open(200.0, 1.5), "--delay-ms", f"{DELAY_MS}")
     show("a server that stands still")
@@ -73,9 +73,13 @@ def _is_whole(run: Run) -> bool:
     return run.results.requests > 0 and run.results.failed == 0
 
 
-def _closed(clients: int, seconds: float, *, tokens: int, is_stream: bool) -> Load:
-    workload = partial(basic, tokens, is_stream=is_stream)
-    return Load(Extent(warm_up_s=0.5, seconds=seconds), workload, clients=clients)
+def _requests(clients: int, seconds: float) -> Load:
+    return Load(Extent(warm_up_s=0.5, seconds=seconds), partial(basic, 1), clients=clients)
+
+
+def _streams(clients: int, requests: int) -> Load:
+    """Each event comes by itself. No warm-up: events of one would be in the time of the other."""
+    return Load(Extent(warm_up_s=0.0, requests=requests), partial(basic, 100, is_stream=True), clients=clients)
 
 
 def _open(rate: float, seconds: float) -> Load:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, pvariance
 
 LEAST_SLICES = 8
 MOST_DRIFT = 0.10
@@ -29,8 +29,11 @@ class Steadiness:
     reason: str = ""
 
 
-def judge_steadiness(name: str, values: Sequence[float]) -> Steadiness:
-    """`values`: one per slice, in order of time; the first and the last slice are the caller's to leave out."""
+def judge_steadiness(name: str, values: Sequence[float], *, are_counts: bool = False) -> Steadiness:
+    """`values`: one per slice, in order of time; those of slices that are not whole are the caller's to leave out.
+
+    `are_counts`: of events that come by chance, which vary by the square root of their number without any cause.
+    """
     count = len(values)
     if count < LEAST_SLICES:
         return Steadiness(None, reason=f"{name}: too short to tell ({count} slices of at least {LEAST_SLICES})")
@@ -39,7 +42,8 @@ def judge_steadiness(name: str, values: Sequence[float]) -> Steadiness:
         return Steadiness(False, reason=f"{name}: nothing in half of the time")
     slopes = [(later - earlier) / (j - i) for i, earlier in enumerate(values) for j, later in _behind(values, i)]
     drift = median(slopes) * (count - 1) / middle
-    variation = pstdev(values) / mean
+    variance = pvariance(values) - (mean if are_counts else 0.0)
+    variation = math.sqrt(max(variance, 0.0)) / mean
     if abs(drift) > MOST_DRIFT and abs(_mann_kendall(values)) > CRITICAL_Z:
         direction = "rises" if drift > 0 else "falls"
         return Steadiness(False, drift, variation, f"{name} {direction} by {abs(drift):.0%} over the run")

@@ -14,6 +14,8 @@ from pointsman.daemon.bench.timeline import Slice, Timeline
 NS_PER_MS = 1e6
 NS_PER_S = 1e9
 STEADY_SLICES = 20
+LEAST_IN_SLICE = 25
+"""Answers, or its median would be chance."""
 LEAST_WINDOW = 3.0
 """A window of fewer mean latencies says nothing of the throughput: the time until the last end does then."""
 MOST_GENERATOR_SHARE = 0.85
@@ -109,7 +111,7 @@ def steadiness(recorder: Recorder) -> Steady:
     """Of throughput and of median latency within the window."""
     groups = _groups(recorder)
     judged = (
-        judge_steadiness("throughput", [one.succeeded + one.failed for one in groups]),
+        judge_steadiness("throughput", [one.succeeded + one.failed for one in groups], are_counts=True),
         judge_steadiness("latency", [one.e2e.quantile(0.5) for one in groups if one.succeeded]),
     )
     reasons = [one.reason for one in judged if one.reason]
@@ -119,11 +121,12 @@ def steadiness(recorder: Recorder) -> Steady:
 
 
 def _groups(recorder: Recorder) -> list[Slice]:
-    """The slices that are whole and in the window, put together to at most STEADY_SLICES."""
+    """The slices that are whole and in the window, put together to at most STEADY_SLICES that hold enough."""
     timeline = recorder.timeline
     window_ns = (recorder.window_end_ns or 0) - recorder.measure_from_ns
     whole = timeline.slices[: max(window_ns // timeline.slice_ns, 0)]
-    size = max(1, -(-len(whole) // STEADY_SLICES))
+    wanted = min(STEADY_SLICES, sum(one.succeeded for one in whole) // LEAST_IN_SLICE)
+    size = max(1, -(-len(whole) // max(wanted, 1)))
     groups = []
     for begin in range(0, len(whole) - size + 1, size):
         group = Slice()

@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 44
 _COLOURS = 6
 _TICKS = 5
+_LEAST = 1e-9
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,7 +24,7 @@ class Line:
 
 
 def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, is_log_x: bool = False) -> str:
-    """With a logarithmic x axis, points at 0 or below are left out. Empty when there is nothing to draw."""
+    """On a logarithmic x axis, points at 0 or below are left out. Empty when nothing is drawn."""
     shown = [
         Line(line.name, [(x, y) for x, y in line.points if _is_drawable(x, y, is_log_x=is_log_x)], line.has_dots)
         for line in lines
@@ -99,11 +100,14 @@ class _Axis:
 
 
 def _is_drawable(x: float, y: float, *, is_log_x: bool) -> bool:
-    return math.isfinite(x) and math.isfinite(y) and (x > 0 or not is_log_x)
+    return math.isfinite(x) and math.isfinite(y) and (x > _LEAST or not is_log_x)
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low, low + (abs(low) or 1.0))
+    """What is hardly wider than a point is drawn as one."""
+    if high - low > _LEAST * max(abs(low), abs(high), 1.0):
+        return low, high
+    return low, low + max(abs(low), 1.0)
 
 
 def _log_axis(low: float, high: float) -> _Axis:

@@ -100,7 +100,7 @@ def _overheads(report: Report) -> Table:
 
 
 def _costs(report: Report) -> Table:
-    heads = ("run", "gateway CPU µs/request", "µs/event", "cores", "processes", "PSS MiB",
+    heads = ("run", "server CPU µs/request", "µs/event", "cores", "processes", "PSS MiB",
              "generator CPU µs/request", "its cores", "lag p99 ms")  # fmt: skip
     rows = []
     for run in report.runs:

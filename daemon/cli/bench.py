@@ -107,7 +107,7 @@ def _load(command: Command) -> Load:
     rate = getattr(given, "rate", None)
     shape = {"rate": rate, "pattern": getattr(given, "arrivals", "poisson"), "seed": given.seed}
     if scenario == "trace":
-        return Load(Extent(0.0), trace=_trace(command), **(shape | {"rate": None}))
+        return Load(Extent(0.0), trace=_trace(command), **shape)
     extent = Extent(given.warm_up, getattr(given, "requests", None), getattr(given, "duration", None))
     clients = None if rate is not None else getattr(given, "concurrency", None) or DEFAULT_CLIENTS
     return Load(extent, partial(_workload, scenario, given), clients=clients, **shape)
