@@ -71,7 +71,7 @@ cdef extern from "prefix_core.h" nogil:
     uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, uint64_t most, uint32_t keep)
     void px_forget_begin(px_index *ix, uint32_t slot)
     int px_forget_slice(px_index *ix, uint32_t slot, uint64_t most)
-    uint32_t px_add(px_index *ix, uint32_t slot, uint32_t parent, uint64_t hash, uint32_t chars, uint32_t block)
+    uint32_t px_add(px_index *ix, uint32_t slot, uint32_t parent, uint64_t hash, uint32_t chars, int exists)
 
 cdef extern from "prefix_check.h" nogil:
     int px_check(px_index *ix, char *text, size_t size)

@@ -47,7 +47,7 @@ Locking
 
 Crash recovery
     A process may be killed at any instruction. Every operation is a sequence of steps, each of which leads from one
-    consistent state to the next (a block more held, a block less, a pin one block further). A step notes old words in
+    consistent state to the next (some blocks more held, a block less, a pin some blocks further). A step notes old words in
     an undo journal before it overwrites them, and ends by emptying it. Whoever then gets EOWNERDEAD writes the old
     words back, newest first: the dead process' last step never happened and all counts are exact, without a rebuild.
     Compiler barriers are enough: what a killed process stored in program order becomes visible, the rest never does.

@@ -28,7 +28,8 @@
 #define PX_FREE 0xFFFFu /* a holding's slot, while nobody uses it */
 #define PX_SLOTS 256
 #define PX_MASK (PX_SLOTS / 64)
-#define PX_JOURNAL 250 /* a step needs some 25, and one per entry that a removal shifts */
+#define PX_JOURNAL 250 /* a step needs some 25, and one per entry that a removal shifts; see PX_RUN */
+#define PX_RUN 32 /* blocks of one step that adds or pins: at most five words each */
 #define PX_ALL UINT64_MAX
 #define PX_OVERDUE 256 /* evictions towards a lowered capacity that one insert or unpin does on top of its own */
 #define PX_SPARE 16 /* so many more than needed, or each short prompt would look for the oldest worker anew */
@@ -594,67 +595,92 @@ static uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, u
 
 /* --- inserting */
 
-/* One step: `slot` holds the block behind `parent` (a holding, or PX_NONE). Room was made. Returns the holding. */
-static uint32_t px_add(px_index *ix, uint32_t slot_number, uint32_t parent, uint64_t hash, uint32_t chars, uint32_t block_number) {
+static inline uint64_t px_size_of(const px_chain_view *chain, uint64_t i) {
+    return i + 1 == chain->n ? chain->total - i * chain->block_chars : chain->block_chars;
+}
+
+/* One step: `slot` holds the blocks [from, end) of the chain, at least one and at most PX_RUN, behind `parent` (a holding,
+ * or PX_NONE); those before `exists` are there already. Room was made. Returns the last holding.
+ *
+ * A step for many blocks, because what they change in common (heads of the free lists, sums, the order of use, in which
+ * only the last has a place) is noted once for all of them. */
+static uint32_t px_add_run(
+    px_index *ix, uint32_t slot_number, uint32_t parent, const px_chain_view *chain, uint64_t from, uint64_t end, uint64_t exists
+) {
     px_step here = {0}, *step = &here;
     px_header *head = ix->head;
     px_slot *slot = &ix->slots[slot_number];
-    px_block *block;
-    px_holding *h;
-    uint32_t i, *link;
+    uint32_t free_block = (uint32_t)head->free_block, free_holding = (uint32_t)head->free_holding, last = parent;
+    uint64_t word = slot_number >> 6, bit = 1ULL << (slot_number & 63), chars = 0, fresh = 0, k;
+    px_holding *h = NULL;
 
-    if (block_number == PX_NONE) {
-        block_number = (uint32_t)head->free_block;
-        block = &ix->blocks[block_number];
-        px_set64(ix, step, &head->free_block, block->next);
-        px_set64(ix, step, &head->blocks_used, head->blocks_used + 1);
-        px_note(ix, step, &block->next); /* shares a word with holders */
-        block->hash = hash;
-        memset(block->mask, 0, sizeof block->mask);
-        block->mask[slot_number >> 6] = 1ULL << (slot_number & 63);
-        block->chars = chars;
-        block->parent = parent == PX_NONE ? PX_NONE : ix->holdings[parent].block;
-        block->holders = 1;
-        px_table_add(ix, step, hash, block_number);
-    } else {
-        block = &ix->blocks[block_number];
-        px_set64(ix, step, &block->mask[slot_number >> 6], block->mask[slot_number >> 6] | 1ULL << (slot_number & 63));
-        px_set32(ix, step, &block->holders, block->holders + 1);
-    }
-
-    i = (uint32_t)head->free_holding;
-    h = &ix->holdings[i];
-    px_set64(ix, step, &head->free_holding, h->bucket_next);
-    px_set64(ix, step, &head->holdings_used, head->holdings_used + 1);
-    link = px_holding_head(ix, block_number, slot_number);
-    px_note(ix, step, &h->bucket_next);
-    h->block = block_number;
-    h->parent = parent;
-    h->bucket_next = *link;
-    h->slot = (uint16_t)slot_number;
-    h->listed = 1;
-    h->children = h->pins = 0;
-    px_set32(ix, step, link, i);
-
-    px_set64(ix, step, &slot->chars, slot->chars + block->chars);
-    px_set64(ix, step, &slot->blocks, slot->blocks + 1);
     if (parent != PX_NONE) {
         px_set32(ix, step, &ix->holdings[parent].children, ix->holdings[parent].children + 1);
         if (ix->holdings[parent].listed) px_unlist(ix, step, slot, parent);
     }
+    for (k = from; k < end; k++) {
+        uint32_t block_number = k < exists ? px_find_block(ix, chain->hashes[k]) : PX_NONE, i = free_holding, *link;
+        px_block *block;
+        if (block_number == PX_NONE) {
+            block_number = free_block;
+            block = &ix->blocks[block_number];
+            free_block = block->next;
+            fresh++;
+            px_note(ix, step, &block->next); /* shares a word with holders */
+            block->hash = chain->hashes[k];
+            memset(block->mask, 0, sizeof block->mask);
+            block->mask[word] = bit;
+            block->chars = (uint32_t)px_size_of(chain, k);
+            block->parent = last == PX_NONE ? PX_NONE : ix->holdings[last].block;
+            block->holders = 1;
+            px_table_add(ix, step, chain->hashes[k], block_number);
+        } else {
+            block = &ix->blocks[block_number];
+            px_set64(ix, step, &block->mask[word], block->mask[word] | bit);
+            px_set32(ix, step, &block->holders, block->holders + 1);
+        }
+        chars += block->chars;
+
+        h = &ix->holdings[i];
+        free_holding = h->bucket_next;
+        link = px_holding_head(ix, block_number, slot_number);
+        px_note(ix, step, &h->bucket_next); /* shares a word with slot and listed */
+        h->block = block_number;
+        h->parent = last;
+        h->bucket_next = *link;
+        h->slot = (uint16_t)slot_number;
+        h->listed = 0;
+        h->children = 1;
+        h->pins = 0;
+        h->stamp = head->clock + (k - from) + 1;
+        px_set32(ix, step, link, i);
+        last = i;
+    }
+    h->listed = 1;
+    h->children = 0;
     h->prev = slot->hot;
     h->next = PX_NONE;
-    if (slot->hot != PX_NONE) px_set32(ix, step, &ix->holdings[slot->hot].next, i);
-    else px_set32(ix, step, &slot->cold, i);
-    px_set32(ix, step, &slot->hot, i);
-    h->stamp = head->clock + 1;
-    px_set64(ix, step, &head->clock, h->stamp);
+    if (slot->hot != PX_NONE) px_set32(ix, step, &ix->holdings[slot->hot].next, last);
+    else px_set32(ix, step, &slot->cold, last);
+    px_set32(ix, step, &slot->hot, last);
+
+    px_set64(ix, step, &slot->chars, slot->chars + chars);
+    px_set64(ix, step, &slot->blocks, slot->blocks + (end - from));
+    if (fresh) {
+        px_set64(ix, step, &head->free_block, free_block);
+        px_set64(ix, step, &head->blocks_used, head->blocks_used + fresh);
+    }
+    px_set64(ix, step, &head->free_holding, free_holding);
+    px_set64(ix, step, &head->holdings_used, head->holdings_used + (end - from));
+    px_set64(ix, step, &head->clock, head->clock + (end - from));
     px_commit(ix, step);
-    return i;
+    return last;
 }
 
-static inline uint64_t px_size_of(const px_chain_view *chain, uint64_t i) {
-    return i + 1 == chain->n ? chain->total - i * chain->block_chars : chain->block_chars;
+/* One step: `slot` holds the block behind `parent`; `exists`: it is there already. As px_add_run. */
+static uint32_t px_add(px_index *ix, uint32_t slot_number, uint32_t parent, uint64_t hash, uint32_t chars, int exists) {
+    px_chain_view one = {&hash, 1, chars, chars};
+    return px_add_run(ix, slot_number, parent, &one, 0, 1, exists ? 1 : 0);
 }
 
 /* `slot` holds the chain, used just now. Evicts what no longer fits: first to the worker's capacity, then for memory.
@@ -663,7 +689,7 @@ static inline uint64_t px_size_of(const px_chain_view *chain, uint64_t i) {
 static uint64_t px_insert(px_index *ix, uint32_t slot_number, const px_chain_view *chain, int may_exceed, uint32_t *deepest) {
     px_header *head = ix->head;
     px_slot *slot = &ix->slots[slot_number];
-    uint64_t n = chain->n, depth, exists, end, i, fresh, limit, room;
+    uint64_t n = chain->n, depth, exists, end, i, k, until, fresh, limit, room;
     uint32_t last = PX_NONE;
 
     *deepest = PX_NONE;
@@ -701,12 +727,11 @@ static uint64_t px_insert(px_index *ix, uint32_t slot_number, const px_chain_vie
     }
     if (end < n) head->truncations++;
 
-    for (i = depth; i < end && i < depth + 8; i++) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[i])], 1);
     exists = px_depth(ix, chain->hashes, depth, n, -1);
-    for (i = depth; i < end; i++) {
-        uint32_t block = i < exists ? px_find_block(ix, chain->hashes[i]) : PX_NONE;
-        if (i + 8 < end) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[i + 8])], 1);
-        last = px_add(ix, slot_number, last, chain->hashes[i], (uint32_t)px_size_of(chain, i), block);
+    for (i = depth; i < end; i = until) {
+        until = end - i < PX_RUN ? end : i + PX_RUN;
+        for (k = i; k < until; k++) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[k])], 1);
+        last = px_add_run(ix, slot_number, last, chain, i, until, exists);
     }
     *deepest = last;
     return end;
@@ -722,7 +747,7 @@ static void px_settle(px_index *ix, uint32_t slot_number) {
 
 /* Pins the holding and all before it, for a request in flight. Returns a token, 0 when all pin records are taken.
  *
- * The record walks down from the first ancestor that is not pinned, one step a block; so wherever the process ends,
+ * The record walks down from the first ancestor that is not pinned, PX_RUN blocks a step; so wherever the process ends,
  * pins == records on it + pinned children, and the slot's pinned characters are right. `path` has room for the chain. */
 static uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint32_t *path) {
     px_step here = {0}, *step = &here;
@@ -757,11 +782,15 @@ static uint64_t px_pin_path(px_index *ix, uint32_t target, uint32_t shard, uint3
     px_set32(ix, step, &ix->holdings[i].pins, ix->holdings[i].pins + 1);
     px_commit(ix, step);
     while (n) {
-        i = path[--n];
-        /* the parent loses the record and gains a pinned child */
+        uint64_t chars = 0, stop = n > PX_RUN ? n - PX_RUN : 0;
+        while (n > stop) {
+            i = path[--n];
+            px_set32(ix, step, &ix->holdings[i].pins, 1);
+            chars += ix->blocks[ix->holdings[i].block].chars;
+        }
+        /* where the record was it is lost, and a pinned child is gained */
         px_set32(ix, step, &pin->holding, i);
-        px_set32(ix, step, &ix->holdings[i].pins, 1);
-        px_set64(ix, step, &slot->pinned, slot->pinned + ix->blocks[ix->holdings[i].block].chars);
+        px_set64(ix, step, &slot->pinned, slot->pinned + chars);
         px_commit(ix, step);
     }
     return (uint64_t)pin->nonce << 32 | (number + 1);
@@ -775,25 +804,29 @@ static void px_unpin_record(px_index *ix, uint32_t number) {
     px_slot *slot = &ix->slots[pin->slot];
     px_renew(ix, pin->holding);
     for (;;) {
-        px_holding *h = &ix->holdings[pin->holding];
-        uint32_t pins = h->pins - 1;
-        px_set32(ix, step, &h->pins, pins);
-        if (!pins) {
-            px_set64(ix, step, &slot->pinned, slot->pinned - ix->blocks[h->block].chars);
-            if (h->parent != PX_NONE) {
-                px_set32(ix, step, &pin->holding, h->parent); /* which loses a pinned child and gains the record */
-                px_commit(ix, step);
-                continue;
-            }
+        uint32_t i = pin->holding, run;
+        uint64_t chars = 0;
+        int is_last = 0;
+        for (run = 0; run < PX_RUN; run++) {
+            px_holding *h = &ix->holdings[i];
+            px_set32(ix, step, &h->pins, h->pins - 1); /* the parent loses a pinned child, and gains the record */
+            if (!h->pins) chars += ix->blocks[h->block].chars;
+            is_last = h->pins || h->parent == PX_NONE;
+            if (is_last) break;
+            i = h->parent;
         }
+        px_set64(ix, step, &slot->pinned, slot->pinned - chars);
         px_note(ix, step, &pin->holding);
-        px_set32(ix, step, &pin->next, (uint32_t)head->free_pin);
-        pin->holding = PX_NONE;
-        px_set64(ix, step, &head->free_pin, number);
-        px_set64(ix, step, &head->pins_used, head->pins_used - 1);
-        px_set64(ix, step, &slot->pins, slot->pins - 1);
+        pin->holding = i;
+        if (is_last) {
+            px_set32(ix, step, &pin->next, (uint32_t)head->free_pin);
+            pin->holding = PX_NONE;
+            px_set64(ix, step, &head->free_pin, number);
+            px_set64(ix, step, &head->pins_used, head->pins_used - 1);
+            px_set64(ix, step, &slot->pins, slot->pins - 1);
+        }
         px_commit(ix, step);
-        return;
+        if (is_last) return;
     }
 }
 

@@ -301,7 +301,7 @@ cdef class IndexLoad:
                 if ix.head.blocks_used == ix.head.block_count or ix.head.holdings_used == ix.head.holding_count:
                     self.at = self.size
                     break
-                holding = px_add(ix, slot, parent, hash, <uint32_t> chars, block)
+                holding = px_add(ix, slot, parent, hash, <uint32_t> chars, block != PX_NONE)
                 self.added += 1
             parent = holding
             k += 1
