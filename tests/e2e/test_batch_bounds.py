@@ -53,7 +53,7 @@ class MemoryWatch:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fifty_thousand_lines_and_200_mb_are_never_in_memory(engines: list[str], tmp_path: Path) -> None:
-    """Uploaded, validated and begun; running all of them would only take long."""
+    """Uploaded, validated, run to the last line, downloaded."""
     lines, size = 50_000, 199 << 20
     source = tmp_path / "in.jsonl"
     filling = "word " * ((size // lines - 250) // 5)
@@ -68,14 +68,15 @@ def test_fifty_thousand_lines_and_200_mb_are_never_in_memory(engines: list[str],
         with source.open("rb") as file:
             uploaded = client.files.create(file=("in.jsonl", file), purpose="batch")
         batch = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
-        gate.wait_until("2,000 lines", lambda: done(gate, batch.id) >= 2000, 300)
-        assert client.batches.cancel(batch.id).status == "cancelling"
-        final = until_final(client, batch.id, 120)
-        grown = runner.grown_mib(), shards.grown_mib()
+        final = until_final(client, batch.id, 800)
+        assert final.status == "completed"
         assert final.request_counts is not None
         counts = final.request_counts
-        assert (counts.total, counts.completed + counts.failed) == (lines, lines)
-        assert sum(1 for _ in content(client, final.error_file_id)) == counts.failed
+        assert (counts.total, counts.completed, counts.failed) == (lines, lines, 0)
+        output = content(client, final.output_file_id)
+        grown = runner.grown_mib(), shards.grown_mib()
+        print(f"grown: runner {grown[0]:.0f} MiB, shards {grown[1]:.0f} MiB")
+        assert [line["custom_id"] for line in output] == [f"line-{n}" for n in range(lines)]
     assert grown[0] < 160, f"runner: {grown[0]:.0f} MiB"
     assert grown[1] < 40, f"shards: {grown[1]:.0f} MiB"
 
@@ -190,6 +191,7 @@ def test_live_streams_hardly_notice_a_batch() -> None:
                 rates.append((lines_done(gate) - before) / (time.monotonic() - started))
             ratios.append(p95(took) / without)
     told = f"slowdowns {[round(r, 2) for r in ratios]}, lines/s {[round(r) for r in rates]}, {alone:.0f} alone"
+    print(told)  # for `pytest -s`
     assert median(ratios) <= MAX_SLOWDOWN, told
     assert median(rates) >= LEAST_SHARE * alone, told
 
