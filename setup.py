@@ -1,7 +1,8 @@
 """The Cython extensions; everything else is in pyproject.toml.
 
-Every `X.pyx` below daemon/ becomes an extension of the same dotted name, next to its source. `POINTSMAN_DEBUG_BUILD=1`
-builds with bounds checks and assertions.
+Every `X.pyx` below daemon/ becomes an extension of the same dotted name, next to its source; so does every `X.py` that
+has an `X.pxd` beside it, which gives its classes C structs. `POINTSMAN_DEBUG_BUILD=1` builds with bounds checks and
+assertions.
 """
 
 import os
@@ -22,7 +23,7 @@ def find_extensions() -> list[Extension]:
         Path(folder, name)
         for folder, _, names in os.walk(f"{SOURCES}/pointsman/daemon", followlinks=True)
         for name in names
-        if name.endswith(".pyx")
+        if name.endswith(".pyx") or (name.endswith(".py") and f"{name[:-3]}.pxd" in names)
     ]
     return [describe_extension(path) for path in sorted(files)]
 
@@ -43,14 +44,18 @@ def describe_extension(path: Path) -> Extension:
 
 
 # Here and not in the heads of the sources: what a source says itself, a debug build could not change.
-directives: dict[str, object] = {"language_level": 3, "boundscheck": IS_DEBUG, "wraparound": False}
+native: dict[str, object] = {"language_level": 3, "boundscheck": IS_DEBUG, "wraparound": False}
 if IS_DEBUG:
-    directives |= {"nonecheck": True, "initializedcheck": True}
+    native |= {"nonecheck": True, "initializedcheck": True}
+# Python stays Python: annotations are for the type checker, what is a C type the .pxd files say.
+augmented: dict[str, object] = {"language_level": 3, "annotation_typing": False, "nonecheck": IS_DEBUG}
 
-extensions = find_extensions()
-setup(
-    # cythonize refuses an empty list in some versions.
-    ext_modules=cythonize(extensions, include_path=[SOURCES], compiler_directives=directives, force=IS_DEBUG or None)
-    if extensions
-    else []
-)
+
+def compiled(suffix: str, directives: dict[str, object]) -> list[Extension]:
+    found = [extension for extension in find_extensions() if extension.sources[0].endswith(suffix)]
+    if not found:  # cythonize refuses an empty list in some versions
+        return []
+    return list(cythonize(found, include_path=[SOURCES], compiler_directives=directives, force=IS_DEBUG or None))
+
+
+setup(ext_modules=compiled(".pyx", native) + compiled(".py", augmented))

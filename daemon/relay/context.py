@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
-from itertools import count
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +25,7 @@ from pointsman.daemon.relay.wheel import Wheel
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.explanations import ExplanationLog
+from pointsman.daemon.shm.native import monotonic
 from pointsman.daemon.shm.recording import RecordingLog
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.telemetry.access_log import LineWriter
@@ -36,6 +35,10 @@ from pointsman.daemon.telemetry.series import Series
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.client import ClientConnection
+
+
+_H_PHASE, _PHASE_RUNNING, _H_PAUSE = at.H_PHASE, at.PHASE_RUNNING, at.H_PAUSE
+_H_ACCESS_UNSAMPLED = at.H_ACCESS_UNSAMPLED
 
 
 class TableSource(Protocol):
@@ -53,7 +56,6 @@ class ShardContext:
         self.cells = segment.cells
         self.shard = shard
         self.loop = loop
-        self.now: Callable[[], float] = time.monotonic
         self.rng = Random()
         self.router = LiveRouter(state, shard, self.rng)
         self.resilience = SharedResilience(state, shard)
@@ -84,23 +86,30 @@ class ShardContext:
         """Another daemon accepts on the same sockets."""
         self._tables = tables
         self._table = tables(0)
+        self._generation = self._table.generation
         self._use(self._table)
         self.next_sample = 0.0 if settings.decision_sample_interval_s else inf
         """from then on the next decision is explained and kept"""
         self._wall_offset = time.time() - time.monotonic()
-        self._request_ids = count()
+        self._requests = 0
         self._id_prefix = f"req-{os.urandom(6).hex()}-".encode()
+        self._is_logging = settings.access_log
         self._is_text = settings.access_log_format == "text"
         self._line_start = PRIORITIES["info"] if is_journal(2) else b""
         self._log = LineWriter(2, loop.call_later, lambda n: self.count(at.G_LOG_DROPPED, n))
+
+    def now(self) -> float:
+        """time.monotonic(); the clock of everything here."""
+        return monotonic()
 
     # --- configuration
 
     def table(self) -> RoutingTable:
         """The generation in force at this moment; a request keeps the one that it began with."""
         generation = self.words.generation()
-        if generation != self._table.generation:
+        if generation != self._generation:
             self._table = self._tables(generation)
+            self._generation = self._table.generation
             self.upstreams.keep_only(self._table.snapshot.workers)
             self._use(self._table)
         return self._table
@@ -109,13 +118,14 @@ class ShardContext:
         self.resilience.use(table.breaker, table.admission)
         self.router.watch_breakers(self.resilience.breaker_width_s)
 
-    @property
     def is_stopping(self) -> bool:
-        return self.is_draining or self.cells[at.H_PHASE] != at.PHASE_RUNNING
+        return self.is_draining or self.words.get(_H_PHASE) != _PHASE_RUNNING
 
-    @property
     def closes_connections(self) -> bool:
-        return self.is_retired or self.is_stopping
+        return self.is_retired or self.is_stopping()
+
+    def is_paused(self) -> bool:
+        return self.words.get(_H_PAUSE) != 0
 
     # --- explanations
 
@@ -135,20 +145,21 @@ class ShardContext:
 
     def count(self, word: int, amount: int = 1) -> None:
         """Add to one of this shard's gauges or counters (layout.G_*)."""
-        self.cells[self._gauges + word] += amount
+        self.words.add(self._gauges + word, amount)
 
     def wall_us(self, now: float) -> int:
         """Unix microseconds of a moment of `now()`."""
         return int((now + self._wall_offset) * 1e6)
 
     def new_request_id(self) -> bytes:
-        return self._id_prefix + b"%x" % next(self._request_ids)
+        self._requests += 1
+        return self._id_prefix + b"%x" % self._requests
 
     def is_line_due(self, status: int, ending: Ending) -> bool:
         """Whether a request gets its access line: with an error always, else as sampled."""
-        if not self.settings.access_log:
+        if not self._is_logging:
             return False
-        unsampled = self.segment.reals[at.H_ACCESS_UNSAMPLED]
+        unsampled = self.words.get_real(_H_ACCESS_UNSAMPLED)
         return not unsampled or status >= 400 or ending is not Ending.COMPLETE or self.rng.random() >= unsampled
 
     def log_line(self, line: bytes) -> None:

@@ -289,7 +289,7 @@ class Exchange:
 
     def _watch(self, plan: Plan) -> None:
         self.watch = watch = Watch(plan.timeouts, self.request.started, is_stream=self.features.is_stream)
-        self.context.wheel.arm(self, watch.first_look)
+        self.context.wheel.arm(self, watch.first_look())
 
     def _take_request(self, plan: Plan) -> None:
         wait_s = self.context.resilience.take_request(plan.profile, plan.limits, self.context.now())

@@ -1,6 +1,6 @@
 """Connections to workers: one request in flight on each, kept open between requests, per worker and shard.
 
-An upstream connection is handed to one exchange, tells it what arrives, and goes back to its pool only when the
+An upstream connection is handed to one exchange (any `Receiver`), tells it what arrives, and goes back to its pool only when the
 message ended exactly where its framing says, the worker keeps the connection open, and all of the request was sent.
 Any anomaly ends the connection.
 """
@@ -9,32 +9,71 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.config.tls_contexts import WorkerTrust
-from pointsman.daemon.relay.framing import DONE, BodyFraming, FramingError
+from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
 from pointsman.daemon.relay.usage import TOKENS
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.decisions import key_of
+from pointsman.daemon.shm.native import monotonic
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
-    from pointsman.daemon.relay.exchange import Exchange
 
 MAX_HEAD_BYTES = 65536
 REFUSED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
 
-class UpstreamConnection(asyncio.Protocol):
-    __slots__ = ("_buffer", "_head", "_outgoing", "exchange", "framing", "idle_since", "is_reused", "pool", "transport")
+class Receiver:
+    """Who asked a worker: what its answer is told to, in this order: `head_received` once, `body_received` and
+    `write_raw` as often as it takes, and one of the other three at the end.
+    """
+
+    method: bytes
+    """of the request"""
+    write_raw: Callable[[bytes], None] | None
+    """how an event goes to the client once the answer is under way, if its bytes go as they are"""
+    bytes_out: int
+    events: int
+    usage_data: bytes
+    """the last piece of the answer that holds token counts"""
+    has_paused_upstream: bool
+
+    def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
+        """Returns the position after this message's bytes in `data`, or NOT_TAKEN."""
+        raise NotImplementedError
+
+    def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
+        """Returns what `head_received` does."""
+        raise NotImplementedError
+
+    def interim_received(self, head: ResponseHead) -> None:
+        """A 1xx, before the head."""
+        raise NotImplementedError
+
+    def answer_complete(self) -> None:
+        """The connection is its pool's again."""
+        raise NotImplementedError
+
+    def closed_unanswered(self, was_reused: bool) -> None:
+        """Without one byte of an answer."""
+        raise NotImplementedError
+
+    def answer_broken(self, reason: str) -> None:
+        raise NotImplementedError
+
+
+class UpstreamConnection:
+    """An asyncio.Protocol; the transport asks for nothing but its methods."""
 
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.exchange: Exchange | None = None
+        self.exchange: Receiver | None = None
         self.framing: BodyFraming | None = None
         self.is_reused = False
         self.idle_since = 0.0
@@ -44,12 +83,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- from the exchange
 
-    def send(self, exchange: Exchange, head: bytes, body: bytes) -> None:
+    def send(self, exchange: Receiver, head: bytes, body: bytes) -> None:
         self.exchange = exchange
         self.framing = None
         self._head = None
         self._outgoing = [head, body] if body else [head]
-        self.pool.context.upstreams.send_soon(self)
+        self.pool.pools.send_soon(self)
 
     def flush(self) -> None:
         """Write what `send` was given."""
@@ -110,10 +149,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self.framing.spoil()
             exchange.answer_broken(str(error))
             return
-        if framing.state is DONE:
-            self._message_done(exchange, has_surplus=end < len(data))
+        if framing.is_done:
+            self._message_done(exchange, end < len(data))
 
-    def _head_received(self, exchange: Exchange, data: bytes) -> None:
+    def _head_received(self, exchange: Receiver, data: bytes) -> None:
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
@@ -125,7 +164,7 @@ class UpstreamConnection(asyncio.Protocol):
                     raise HeadError("the worker's response head is too long")
                 self._buffer = data[start:]
                 return
-            head = parse_response_head(data[start:end])
+            head = parse_response_head(data, start, end)
             if head.status >= 200:
                 break
             if head.status == 101:
@@ -136,11 +175,11 @@ class UpstreamConnection(asyncio.Protocol):
         framing = self.framing = framing_of(head, exchange.method)
         end = exchange.head_received(head, framing, data, end)
         if self.exchange is not None and framing.is_done:
-            self._message_done(exchange, has_surplus=end < len(data))
+            self._message_done(exchange, end < len(data))
 
-    def _message_done(self, exchange: Exchange, *, has_surplus: bool) -> None:
-        head = cast(ResponseHead, self._head)
-        transport = self.transport
+    def _message_done(self, exchange: Receiver, has_surplus: bool) -> None:
+        head, transport = self._head, self.transport
+        assert head is not None
         may_reuse = head.keeps_alive and not has_surplus and transport.get_write_buffer_size() == 0
         self.exchange = None
         if exchange.has_paused_upstream:
@@ -178,9 +217,12 @@ class UpstreamConnection(asyncio.Protocol):
 class UpstreamPool:
     """Idle connections to one worker, last used first."""
 
-    def __init__(self, context: ShardContext, worker: WorkerSpec) -> None:
+    def __init__(self, pools: UpstreamPools, context: ShardContext, worker: WorkerSpec) -> None:
+        self.pools = pools
         self.context = context
         self.worker = worker
+        self._idle_timeout_s = context.settings.pool_idle_timeout_s
+        self._max_idle = context.settings.pool_max_idle
         self.idle: list[UpstreamConnection] = []
         self.is_closed = False
         self.key = key_of(worker.id)
@@ -193,16 +235,18 @@ class UpstreamPool:
             self._worker_line += b"Target-Pod: %b\r\n" % _host_and_port(worker)
         if context.settings.routed_worker_header:
             self._worker_line += b"X-Smg-Routed-Worker-Id: %b\r\n" % worker.url.encode()
-        self._identity = (-1, b"")
+        self._identity = b""
+        self._identity_of = -1
 
     def identity(self, generation: int) -> bytes:
         """The answer's header lines that say who answered, under which generation."""
-        if self._identity[0] != generation:
-            self._identity = generation, self._worker_line + b"X-Pointsman-Generation: %d\r\n" % generation
-        return self._identity[1]
+        if self._identity_of != generation:
+            self._identity_of = generation
+            self._identity = self._worker_line + b"X-Pointsman-Generation: %d\r\n" % generation
+        return self._identity
 
     def take(self) -> UpstreamConnection | None:
-        oldest = self.context.now() - self.context.settings.pool_idle_timeout_s
+        oldest = monotonic() - self._idle_timeout_s
         while self.idle:
             connection = self.idle.pop()
             if connection.idle_since >= oldest and not connection.transport.is_closing():
@@ -212,10 +256,10 @@ class UpstreamPool:
         return None
 
     def put(self, connection: UpstreamConnection) -> None:
-        if self.is_closed or len(self.idle) >= self.context.settings.pool_max_idle:
+        if self.is_closed or len(self.idle) >= self._max_idle:
             connection.transport.abort()
             return
-        connection.idle_since = self.context.now()
+        connection.idle_since = monotonic()
         self.idle.append(connection)
 
     def discard(self, connection: UpstreamConnection) -> None:
@@ -297,7 +341,7 @@ class UpstreamPools:
         if pool is None or (pool.worker is not worker and pool.worker != worker):
             if pool is not None:
                 pool.close()
-            pool = self._pools[worker.id] = UpstreamPool(self._context, worker)
+            pool = self._pools[worker.id] = UpstreamPool(self, self._context, worker)
         return pool
 
     def keep_only(self, workers: Iterable[WorkerSpec]) -> None:

@@ -26,6 +26,7 @@ from pointsman.daemon.errors import Fault
 
 LOOKS = 4
 """in `idle_s`"""
+_NEVER = math.inf
 
 
 class Deadline(StrEnum):
@@ -65,34 +66,31 @@ MISSED: dict[Deadline, Missed] = {
 class Watch:
     """Of one request under one profile. Times are seconds of the monotonic clock."""
 
-    # there is one for every request: what it does not need costs nothing
-    has_answer = False
-    """bytes of an answer have gone to the client"""
-    _sent_at = math.inf
-    _stalled_at = math.inf
-    _progress = -1
-    _seen_at = 0.0
-    _pinged_at = 0.0
-    _paused_s = 0.0
-
     def __init__(self, section: TimeoutsSection, started: float, *, is_stream: bool) -> None:
         self.section = section
         self.started = started
         self.is_stream = is_stream
+        self.has_answer = False
+        """bytes of an answer have gone to the client"""
+        self._sent_at = _NEVER
+        self._stalled_at = _NEVER
+        self._progress = -1
+        self._seen_at = 0.0
+        self._pinged_at = 0.0
+        self._paused_s = 0.0
 
     @property
     def ends_at(self) -> float:
         """The end of everything."""
-        return self.started + (self.section.total_s or math.inf)
+        return self.started + (self.section.total_s or _NEVER)
 
-    @property
     def first_look(self) -> float:
         """When to ask for the first time."""
         section = self.section
-        first = section.total_s or math.inf
+        first = section.total_s or _NEVER
         if self.is_stream:
-            first = min(first, section.first_token_s or math.inf, section.ping_s or math.inf)
-        return self.started + min(first, section.idle_s / LOOKS or math.inf)
+            first = min(first, section.first_token_s or _NEVER, section.ping_s or _NEVER)
+        return self.started + min(first, section.idle_s / LOOKS or _NEVER)
 
     def sent(self, now: float, paused_s: float = 0.0) -> None:
         """An attempt has gone out. `paused_s`: how long the daemon has been paused in all."""
@@ -102,12 +100,12 @@ class Watch:
     def failed(self) -> None:
         """It came to nothing, or broke; perhaps another one follows."""
         self.has_answer = False
-        self._sent_at = math.inf
+        self._sent_at = _NEVER
 
     def is_ping_due(self, now: float) -> bool:
         """Whether the client of a stream that has not begun is to be told that it still waits; asked for once."""
         ping_s = self.section.ping_s
-        if not (ping_s and self.is_stream) or self.has_answer or self._sent_at == math.inf:
+        if not (ping_s and self.is_stream) or self.has_answer or self._sent_at == _NEVER:
             return False
         if now < max(self._pinged_at, self.started) + ping_s:
             return False
@@ -117,10 +115,10 @@ class Watch:
     def stalled(self, now: float) -> float:
         """The client reads nothing; returns when to look."""
         self._stalled_at = now
-        return now + (self.section.client_read_s or math.inf)
+        return now + (self.section.client_read_s or _NEVER)
 
     def reads_again(self, now: float) -> None:
-        self._stalled_at = math.inf
+        self._stalled_at = _NEVER
         self._seen_at = now
 
     def look(self, now: float, progress: int, paused_s: float = 0.0) -> tuple[Deadline | None, float]:
@@ -139,18 +137,18 @@ class Watch:
         if self.ends_at <= at:
             deadline, at = Deadline.TOTAL, self.ends_at
         if now >= at:
-            return deadline, math.inf
+            return deadline, _NEVER
         # An answer may begin at any moment, and from then on it may stand still.
-        interval = self.section.idle_s / LOOKS or math.inf
+        interval = self.section.idle_s / LOOKS or _NEVER
         if self.is_stream and not self.has_answer:
-            interval = min(interval, self.section.ping_s or math.inf)
+            interval = min(interval, self.section.ping_s or _NEVER)
         return None, min(at, now + interval)
 
     def _next(self) -> tuple[Deadline, float]:
         section = self.section
         if not self.has_answer:
             is_due = self.is_stream and section.first_token_s
-            return Deadline.FIRST_TOKEN, self._sent_at + section.first_token_s if is_due else math.inf
-        if self._stalled_at != math.inf:
-            return Deadline.CLIENT_READ, self._stalled_at + (section.client_read_s or math.inf)
-        return Deadline.IDLE, self._seen_at + (section.idle_s or math.inf)
+            return Deadline.FIRST_TOKEN, self._sent_at + section.first_token_s if is_due else _NEVER
+        if self._stalled_at != _NEVER:
+            return Deadline.CLIENT_READ, self._stalled_at + (section.client_read_s or _NEVER)
+        return Deadline.IDLE, self._seen_at + (section.idle_s or _NEVER)

@@ -6,7 +6,7 @@ nothing else to repair. A holder that is merely stopped is not noticed by the ke
 deadline; the caller then decides by the lock-free counters. `H_LOCK_TIMEOUTS` counts those.
 """
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 
 from pointsman.daemon.shm import layout as _layout
@@ -143,29 +143,36 @@ cdef class Words:
 
     # --- single words
 
-    def generation(self) -> int:
+    cpdef int64_t generation(self) noexcept:
         return word_load(self.word + H_GENERATION)
 
     def next_cursor(self) -> int:
         """The shared round-robin cursor: every call on any process gets another number."""
         return word_add(self.word + H_CURSOR, 1)
 
-    def get(self, int64_t index) -> int:
+    cpdef int64_t get(self, int64_t index) noexcept:
         return word_load(self.word + index)
 
-    def put(self, int64_t index, int64_t value):
+    cpdef void put(self, int64_t index, int64_t value) noexcept:
         word_store(self.word + index, value)
 
-    def add(self, int64_t index, int64_t value):
+    cpdef void add(self, int64_t index, int64_t value) noexcept:
         """Only for words whose one writer is the caller; a plain store, but readers never see a torn word."""
         word_store(self.word + index, word_relaxed(self.word + index) + value)
+
+    cpdef double get_real(self, int64_t index) noexcept:
+        """The same word, read as a double."""
+        cdef int64_t bits = word_load(self.word + index)
+        cdef double value
+        memcpy(&value, &bits, sizeof(value))
+        return value
 
     def fill_zero(self, int64_t index, int64_t count):
         if index < 0 or count < 0 or (index + count) * 8 > self.view.len:
             raise IndexError("outside the segment")
         memset(self.word + index, 0, count * 8)
 
-    def column(self, int64_t first, int64_t stride, int64_t count) -> int:
+    cpdef int64_t column(self, int64_t first, int64_t stride, int64_t count) except? -1:
         """The sum of `count` words, `stride` apart: one gauge over all shards."""
         cdef int64_t i, sum = 0
         if first < 0 or stride < 0 or count < 0 or (first + stride * count) * 8 > self.view.len:
@@ -229,6 +236,13 @@ cdef class Words:
         """For each slot the requests in flight over all shards, or -1 where the worker is not up."""
         cdef int64_t slot
         return [self._in_flight(slot) for slot in slots]
+
+
+cpdef double monotonic() noexcept:
+    """time.monotonic, without an object for the number."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef uint64_t hash_bytes(const unsigned char *p, Py_ssize_t size) noexcept nogil:

@@ -65,7 +65,7 @@ def test_a_client_that_does_not_read_stops_the_other_clock() -> None:
 def test_nothing_runs_where_all_is_off() -> None:
     off = TimeoutsSection(connect_s=0, first_token_s=0, idle_s=0, total_s=0, client_body_s=0, client_read_s=0)
     each = watch(off)
-    assert each.first_look == math.inf
+    assert each.first_look() == math.inf
     each.sent(1000.0)
     assert each.look(1e9, 0) == (None, math.inf)
     each.has_answer = True
@@ -84,7 +84,7 @@ def test_a_stream_is_cut_after_one_to_one_and_a_quarter_of_its_idle_time(idle_s:
     for gap in gaps:
         at += gap
         moments.append(at)
-    look = each.first_look
+    look = each.first_look()
     while True:
         progress = sum(moment <= look for moment in moments)
         missed, following = each.look(look, progress)
@@ -125,7 +125,7 @@ def test_pings_are_due_as_long_as_nothing_has_come() -> None:
     each = watch(TimeoutsSection(ping_s=2.0))
     assert not each.is_ping_due(1010.0), "nothing is sent yet"
     each.sent(1001.0)
-    assert each.first_look == 1002.0
+    assert each.first_look() == 1002.0
     assert [moment for moment in (1001.9, 1002.0, 1002.1, 1003.9, 1004.0, 1009.0) if each.is_ping_due(moment)] == [
         1002.0,
         1004.0,

@@ -1,0 +1,35 @@
+from pointsman.daemon.relay.upstream cimport UpstreamPools
+from pointsman.daemon.relay.wheel cimport Wheel
+from pointsman.daemon.shm.native cimport Words, monotonic
+
+cdef long long _H_PHASE, _PHASE_RUNNING, _H_PAUSE, _H_ACCESS_UNSAMPLED
+
+cdef class ShardContext:
+    cdef public object settings, segment, cells, loop, rng, router, resilience, admitting, pausing, explanations
+    cdef public object recording, internal_token, batch_socket, guard, series, key_counts, buffers
+    cdef public Words words
+    cdef public long long shard
+    cdef public Wheel wheel
+    cdef public UpstreamPools upstreams
+    cdef public dict routes
+    cdef public set connections
+    cdef public bint is_draining, is_retired
+    cdef public double next_sample
+    cdef object _tables, _table, _log
+    cdef long long _gauges, _generation, _requests
+    cdef double _wall_offset
+    cdef bytes _id_prefix, _line_start
+    cdef bint _is_logging, _is_text
+    cdef object __weakref__
+
+    cpdef double now(self) noexcept
+    cpdef table(self)
+    cpdef bint is_stopping(self) noexcept
+    cpdef bint closes_connections(self) noexcept
+    cpdef bint is_paused(self) noexcept
+    cpdef bint is_sample_due(self, double now) noexcept
+    cpdef count(self, long long word, long long amount=*)
+    cpdef long long wall_us(self, double now) noexcept
+    cpdef bytes new_request_id(self)
+    cpdef bint is_line_due(self, int status, ending) except -1
+    cpdef log_line(self, bytes line)

@@ -1,0 +1,62 @@
+from pointsman.daemon.relay.framing cimport BodyFraming
+from pointsman.daemon.relay.heads cimport ResponseHead
+
+cdef class Receiver:
+    cdef public bytes method, usage_data
+    cdef public object write_raw
+    cdef public long long bytes_out, events
+    cdef public bint has_paused_upstream
+
+    cpdef Py_ssize_t head_received(
+        self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position
+    ) except? -2
+    cpdef Py_ssize_t body_received(self, BodyFraming framing, bytes data, Py_ssize_t position) except? -2
+    cpdef interim_received(self, ResponseHead head)
+    cpdef answer_complete(self)
+    cpdef closed_unanswered(self, bint was_reused)
+    cpdef answer_broken(self, str reason)
+
+cdef class UpstreamConnection:
+    cdef public UpstreamPool pool
+    cdef public object transport
+    cdef public Receiver exchange
+    cdef public BodyFraming framing
+    cdef public bint is_reused
+    cdef public double idle_since
+    cdef bytes _buffer
+    cdef ResponseHead _head
+    cdef list _outgoing
+    cdef object __weakref__
+
+    cpdef send(self, Receiver exchange, bytes head, bytes body)
+    cpdef flush(self)
+    cpdef abandon(self)
+    cpdef set_aside(self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position)
+    cdef _head_received(self, Receiver exchange, bytes data)
+    cdef _message_done(self, Receiver exchange, bint has_surplus)
+
+cdef class UpstreamPool:
+    cdef public object context, worker
+    cdef public list idle
+    cdef public bint is_closed
+    cdef public long long key
+    cdef public bytes authority, base_path, authorization
+    cdef bytes _worker_line, _identity
+    cdef long long _identity_of
+    cdef readonly UpstreamPools pools
+    cdef double _idle_timeout_s
+    cdef Py_ssize_t _max_idle
+
+    cpdef bytes identity(self, long long generation)
+    cpdef UpstreamConnection take(self)
+    cpdef put(self, UpstreamConnection connection)
+    cpdef discard(self, UpstreamConnection connection)
+
+cdef class UpstreamPools:
+    cdef object _context
+    cdef dict _pools
+    cdef public object trust
+    cdef list _sending
+
+    cpdef send_soon(self, UpstreamConnection connection)
+    cpdef UpstreamPool of(self, worker)
