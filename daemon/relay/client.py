@@ -35,7 +35,7 @@ from pointsman.daemon.relay import local
 from pointsman.daemon.relay.access import MAX_LOGGED_PATH, short_line
 from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
 from pointsman.daemon.relay.ending import Ending
-from pointsman.daemon.relay.exchange import Exchange
+from pointsman.daemon.relay.exchange import Caller, Exchange
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.passage import Passage
 from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route, batch_route
@@ -51,32 +51,11 @@ LINGER_S = 5.0
 """how long a refused client's rest is read and thrown away, so that it can read why (a reset would eat the answer)"""
 
 
-class ClientConnection(asyncio.Protocol):
-    __slots__ = (
-        "_head_bytes",
-        "_is_reading_paused",
-        "_linger_until",
-        "_parser",
-        "_queue",
-        "_reading_since",
-        "_request",
-        "_tasks",
-        "_waits_for_buffer",
-        "context",
-        "exchange",
-        "is_closed",
-        "is_write_paused",
-        "peer",
-        "peer_bytes",
-        "transport",
-    )
+class ClientConnection(Caller):
+    """An asyncio.Protocol; the transport asks for nothing but its methods."""
 
     def __init__(self, context: ShardContext) -> None:
         self.context = context
-        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.exchange: Exchange | Passage | None = None
-        self.is_closed = False
-        self.is_write_paused = False
         self.peer = ""
         self.peer_bytes = b""
         self._parser = HttpRequestParser(self)
@@ -393,7 +372,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.start()
 
     def _answer(self, request: Inbound, route: Route, status: int, body: bytes, content_type: bytes) -> None:
-        keep_alive = request.keep_alive and not self.context.closes_connections
+        keep_alive = request.keep_alive and not self.context.closes_connections()
         self.transport.write(
             render(
                 status,
@@ -409,7 +388,7 @@ class ClientConnection(asyncio.Protocol):
 
     def write_error(self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()) -> bool:
         """Returns whether the connection stays open."""
-        keep_alive = request.keep_alive and not error.close and not self.context.closes_connections
+        keep_alive = request.keep_alive and not error.close and not self.context.closes_connections()
         if not self.is_closed:
             self.transport.write(
                 render(
@@ -438,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
             context.log_line(short_line(context, self.peer, request, status, ending, now - request.started))
         self.release_body(request)
         if not keep_alive:
-            self._close(is_lingering=not request.is_complete)
+            self._close(not request.is_complete)
 
     def exchange_ended(self, exchange: Exchange | Passage) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
@@ -452,7 +431,7 @@ class ClientConnection(asyncio.Protocol):
             self._request = None if self._request is request else self._request
             self.resume_body()
         if not exchange.is_keep_alive:
-            self._close(is_lingering=not request.is_complete)
+            self._close(not request.is_complete)
             return
         self._reading_since = self.context.now()
         if self._queue or self._request is not None:
@@ -465,7 +444,7 @@ class ClientConnection(asyncio.Protocol):
         if len(self._queue) < MAX_PIPELINED:
             self._resume_reading()
 
-    def _close(self, *, is_lingering: bool) -> None:
+    def _close(self, is_lingering: bool) -> None:
         """Flush and close; a client that is still sending first gets the chance to read the answer."""
         while self._queue:
             self.release_body(self._queue.popleft())

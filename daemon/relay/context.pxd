@@ -6,7 +6,7 @@ cdef long long _H_PHASE, _PHASE_RUNNING, _H_PAUSE, _H_ACCESS_UNSAMPLED
 
 cdef class ShardContext:
     cdef public object settings, segment, cells, loop, rng, router, resilience, admitting, pausing, explanations
-    cdef public object recording, internal_token, batch_socket, guard, series, key_counts, buffers
+    cdef public object recording, internal_token, elsewhere, guard, series, key_counts, buffers
     cdef public Words words
     cdef public long long shard
     cdef public Wheel wheel

@@ -27,8 +27,8 @@ import asyncio
 import math
 import socket
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pointsman.config.resilience import PRIORITIES, LimitsSection
 from pointsman.config.snapshot import WorkerSpec
@@ -55,8 +55,8 @@ from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
-from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
-from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS
+from pointsman.daemon.relay.upstream import REFUSED, Receiver, UpstreamConnection
+from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, Usage
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
 from pointsman.daemon.resilience.retry import (
     Attempt,
@@ -78,7 +78,8 @@ from pointsman.daemon.shm.native import key_of_bytes
 from pointsman.daemon.shm.recording import Taken
 
 if TYPE_CHECKING:
-    from pointsman.daemon.relay.client import ClientConnection
+    from pointsman.daemon.relay.context import ShardContext
+    from pointsman.daemon.relay.passage import Passage
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
@@ -92,6 +93,7 @@ CONTINUED = b": continued on another worker\n\n"
 CONTINUED_THERE = b": continued on the same worker\n\n"
 NOT_TAKEN = -1
 """What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
+_H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _VERDICTS = {SUCCEEDED: Verdict.SUCCESS, FAILED: Verdict.FAILURE, NEUTRAL: Verdict.NEUTRAL}
 _NUMBERS = {verdict: number for number, verdict in _VERDICTS.items()}
@@ -108,71 +110,96 @@ class Metered(NamedTuple):
     tokens: float
 
 
-class Exchange:
-    # what a request does not set costs nothing: defaults live on the class
-    plan: Plan | None = None
-    pool: Pool | None = None
-    worker: WorkerSpec | None = None
-    booked: Booked | None = None
-    """what is charged for it now"""
-    decision: Booked | None = None
-    """what was charged last"""
-    taken: Taken | None = None
-    """for whoever records the traffic"""
-    asked_strategy = ""
-    usage = NO_USAGE
-    usage_data = b""
-    """the last piece of the answer that holds token counts"""
-    events = 0
-    upstream: UpstreamConnection | None = None
-    head: ResponseHead | None = None
-    """of the answer, once it was passed on"""
-    framing: BodyFraming | None = None
-    status = 0
-    attempts = 1
-    resends = 0
-    continuations = 0
-    is_exhausted = False
-    """we tried again and gave up, or had no retries left: the client should not do the same at once"""
-    queued_s = 0.0
-    bytes_out = 0
-    connected_at = 0.0
-    first_byte_at = 0.0
-    tick = 0
-    """the wheel's"""
-    is_keep_alive = False
-    is_ended = False
-    blame: Fault | None = None
-    """whose fault the error was that it ended with"""
-    has_paused_upstream = False
-    write_raw: Callable[[bytes], None] | None = None
-    """how an event goes to the client once the answer is under way, if its bytes go as they are"""
-    _failed: tuple[int, ...] = ()
-    """slots of the workers that failed it"""
-    _held: ResponseHead | None = None
-    """the head of a stream whose first event has not come, or not all of it"""
-    _held_data = b""
-    _metered: Metered | None = None
-    _permit: Waiter | None = None
-    _has_free_permit = False
-    is_held = False
-    """by a pause"""
-    _is_probe = False
-    _told: int | None = None
-    """what the breaker has heard already"""
-    _is_pinged = False
-    """our own head and a comment went out before the worker said anything"""
-    transcript: Transcript | None = None
-    """of a stream that another worker may have to continue"""
-    _rest: bytes | None = None
-    """the request for the rest of a broken stream, from the break until it is answered"""
-    _pause: asyncio.TimerHandle | None = None
-    _is_unchunked = False
-    _task: asyncio.Task[None] | None = None
+class Caller:
+    """The client's side, as an exchange sees it."""
 
-    def __init__(
-        self, client: ClientConnection, request: Inbound, route: Route, features: Features, table: RoutingTable
-    ) -> None:
+    context: ShardContext
+    transport: asyncio.Transport
+    exchange: Exchange | Passage | None
+    is_closed: bool
+    is_write_paused: bool
+    peer: str
+    peer_bytes: bytes
+
+    def release_body(self, request: Inbound) -> None:
+        """The body is not needed any more; may be said more than once."""
+        raise NotImplementedError
+
+    def hold(self, request: Inbound, more_bytes: int) -> None:
+        """Besides its body so much is kept for the request, until the body is released."""
+        raise NotImplementedError
+
+    def write_error(self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()) -> bool:
+        """Returns whether the connection stays open."""
+        raise NotImplementedError
+
+    def exchange_ended(self, exchange: Exchange | Passage) -> None:
+        """Called once by every exchange, after its answer (or the reason for none) was written."""
+        raise NotImplementedError
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """The connection holds its tasks: nothing is collected while it runs, nothing outlives the shard unseen."""
+        raise NotImplementedError
+
+
+class Exchange(Receiver):
+    """What is not set in `__init__` begins as None, 0 or False: it is a C struct (exchange.pxd)."""
+
+    plan: Plan | None
+    pool: Pool | None
+    worker: WorkerSpec | None
+    booked: Booked | None
+    """what is charged for it now"""
+    decision: Booked | None
+    """what was charged last"""
+    taken: Taken | None
+    """for whoever records the traffic"""
+    asked_strategy: str
+    usage: Usage
+    upstream: UpstreamConnection | None
+    head: ResponseHead | None
+    """of the answer, once it was passed on"""
+    framing: BodyFraming | None
+    status: int
+    attempts: int
+    resends: int
+    continuations: int
+    is_exhausted: bool
+    """we tried again and gave up, or had no retries left: the client should not do the same at once"""
+    queued_s: float
+    connected_at: float
+    first_byte_at: float
+    tick: int
+    """the wheel's"""
+    is_keep_alive: bool
+    is_ended: bool
+    blame: Fault | None
+    """whose fault the error was that it ended with"""
+    is_held: bool
+    """by a pause"""
+    transcript: Transcript | None
+    """of a stream that another worker may have to continue"""
+    watch: Watch
+    _failed: tuple[int, ...]
+    """slots of the workers that failed it"""
+    _held: ResponseHead | None
+    """the head of a stream whose first event has not come, or not all of it"""
+    _held_data: bytes
+    _metered: Metered | None
+    _permit: Waiter | None
+    _has_free_permit: bool
+    _is_probe: bool
+    _told: int | None
+    """what the breaker has heard already"""
+    _is_pinged: bool
+    """our own head and a comment went out before the worker said anything"""
+    _rest: bytes | None
+    """the request for the rest of a broken stream, from the break until it is answered"""
+    _pause: asyncio.TimerHandle | None
+    _is_unchunked: bool
+    _task: asyncio.Task[None] | None
+
+    def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
         self.client = client
         self.context = client.context
         self.request = request
@@ -180,6 +207,11 @@ class Exchange:
         self.features = features
         self.table = table
         self.method = request.method
+        self.asked_strategy = ""
+        self.usage = NO_USAGE
+        self.usage_data = self._held_data = b""
+        self.attempts = 1
+        self._failed = ()
 
     # --- choosing
 
@@ -199,7 +231,7 @@ class Exchange:
         except RequestError as error:
             self.fail(error)
             return
-        if context.cells[at.H_PAUSE]:
+        if context.is_paused():
             self._hold(self._go_on)
         else:
             self._enter_and_pick(plan, prompt_tokens)
@@ -252,7 +284,7 @@ class Exchange:
         self._pause = None
         if self.is_ended:
             return
-        if self.context.cells[at.H_PAUSE]:
+        if self.context.is_paused():
             self._hold(self._again)
             return
         try:
@@ -356,7 +388,7 @@ class Exchange:
                 self._is_probe = ticket != UNCOUNTED
                 return
             # somebody else's probe went out a moment ago
-            self._unbook(now, None, was_computed=False)
+            self._unbook(now, None, False)
             failed = (*failed, booked.slot)
         raise pool.nobody("their breakers wait for the results of probes")
 
@@ -367,11 +399,11 @@ class Exchange:
             booked = router.choose_any(pool)
         elif self._is_plain(pool, plan, now):
             booked = router.choose_least_cost(
-                self.features, self._body_size, pool, plan, prompt_tokens, now, is_retry=is_retry
+                self.features, self._body_size(), pool, plan, prompt_tokens, now, is_retry=is_retry
             )
         else:
             booked = router.choose(self._ask(plan, now), self.table, pool, plan, prompt_tokens, now)
-        if self.decision is None and plan is not None and self.context.cells[at.H_RECORDING]:
+        if self.decision is None and plan is not None and self.context.words.get(_H_RECORDING):
             self.taken = self.context.recording.begin(router.chain, self.request.started)
         self.booked = self.decision = booked
         self.worker = booked.worker
@@ -395,7 +427,7 @@ class Exchange:
         if plan.expected_cost is None or request.has_routing_headers:
             headers = request.header_map()
             self.asked_strategy = plan.selection.asked_in(headers)
-        return Ask(self.features, self._body_size, headers, wants_explanation, self.attempts > 1)
+        return Ask(self.features, self._body_size(), headers, wants_explanation, self.attempts > 1)
 
     def _tell_breaker(self, verdict: int) -> None:
         """Before the client can know: its next request may come to another shard, and is to find the breaker open."""
@@ -404,7 +436,7 @@ class Exchange:
             self._told, self._is_probe = verdict, False
             self.context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], self.context.now())
 
-    def _unbook(self, now: float, tokens: int | None, *, was_computed: bool, verdict: int = NEUTRAL) -> None:
+    def _unbook(self, now: float, tokens: int | None, was_computed: bool, verdict: int = NEUTRAL) -> None:
         booked, self.booked = self.booked, None
         if booked is None:
             return
@@ -418,14 +450,13 @@ class Exchange:
 
     # --- sending
 
-    @property
     def _body_size(self) -> int:
         return self.request.body_size if self._rest is None else len(self._rest)
 
     def _send(self) -> None:
         if self.is_ended:
             return
-        if self.context.cells[at.H_PAUSE]:
+        if self.context.is_paused():
             self._hold(self._send)
             return
         worker = self.worker
@@ -447,7 +478,7 @@ class Exchange:
         self._task = None
         if self.is_ended:
             pool.put(connection)
-        elif self.context.cells[at.H_PAUSE]:
+        elif self.context.is_paused():
             pool.put(connection)
             self._hold(self._send)
         else:
@@ -457,7 +488,7 @@ class Exchange:
         request = self.request
         self.upstream = connection
         self.connected_at = now = self.context.now()
-        self.watch.sent(now, self.context.segment.reals[at.H_PAUSED_S])
+        self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
         pool = connection.pool
         head = request_head(
             request.method,
@@ -465,7 +496,7 @@ class Exchange:
             pool.authority,
             request.passing_lines(),
             pool.authorization or request.authorization,
-            self._body_size if request.has_body else None,
+            self._body_size() if request.has_body else None,
             request.request_id,
         )
         if self._rest is not None:
@@ -548,7 +579,7 @@ class Exchange:
         if outcome.kind is not OutcomeKind.CONNECT_FAILED:
             context.words.add(context.segment.layout.load(context.shard, booked.slot, at.L_FAILURES), 1)
         verdict = verdict_of(outcome.counts_as) if outcome.status else Verdict.FAILURE
-        self._unbook(context.now(), None, was_computed=False, verdict=_NUMBERS[verdict])
+        self._unbook(context.now(), None, False, _NUMBERS[verdict])
 
     def _note_given_up(self, step: GiveUp) -> None:
         if step.is_exhausted and (self.attempts > 1 or step.reason is Reason.BUDGET):
@@ -608,10 +639,10 @@ class Exchange:
         outcome = first_event_error(data, position)
         if outcome is not None and self._is_retried(outcome, head, framing, data, position):
             return NOT_TAKEN
-        return self._open(head, framing, data, position, has_failed=outcome is not None)
+        return self._open(head, framing, data, position, outcome is not None)
 
     def _open(
-        self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, *, has_failed: bool = False
+        self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, has_failed: bool = False
     ) -> int:
         """Pass the answer on, from here to its end."""
         if self._rest is not None:
@@ -631,10 +662,10 @@ class Exchange:
             request.keep_alive
             and not framing.ends_with_connection
             and not self._is_unchunked
-            and not self.context.closes_connections
+            and not self.context.closes_connections()
         )
         out = client_head(
-            head, is_http_1_0=request.is_http_1_0, keep_alive=self.is_keep_alive, own_headers=own_headers(self)
+            head, request.is_http_1_0, self.is_keep_alive, own_headers(self)
         )
         available = len(data) - position
         is_read = self._is_unchunked or self.transcript is not None
@@ -655,7 +686,7 @@ class Exchange:
         out = b"%x\r\n%b\r\n" % (len(PING), PING)
         if self.head is None:
             self._is_pinged = True
-            self.is_keep_alive = self.request.keep_alive and not self.context.closes_connections
+            self.is_keep_alive = self.request.keep_alive and not self.context.closes_connections()
             self.head, self.status, self.framing = PING_HEAD, 200, BodyFraming(State.CHUNK_SIZE)
             own = own_headers(self)
             out = client_head(PING_HEAD, is_http_1_0=False, keep_alive=self.is_keep_alive, own_headers=own) + out
@@ -683,7 +714,7 @@ class Exchange:
         """What the head says of the worker, before the client can act on it: on another shard, perhaps."""
         if status >= 400:
             verdict = _NUMBERS[verdict_of(status)]
-            self._unbook(self.context.now(), None, was_computed=False, verdict=verdict)
+            self._unbook(self.context.now(), None, False, verdict)
         elif self._is_probe:
             self._tell_breaker(SUCCEEDED)
 
@@ -1000,7 +1031,7 @@ class Exchange:
         tokens = own_tokens = output_tokens(self, ending)
         if tokens is not None and self.transcript is not None:
             own_tokens = max(tokens - self.transcript.spent, 0)  # of the booking that ends now
-        self._unbook(now, own_tokens, was_computed=was_computed, verdict=verdict)
+        self._unbook(now, own_tokens, was_computed, verdict)
         self._leave(tokens)
         if self._metered is not None:
             key, limits, estimate = self._metered

@@ -74,47 +74,54 @@ def _holds(text: bytes, any_of: bytes) -> bool:
 
 
 class Inbound:
-    # what a request does not set costs nothing: defaults live on the class
-    method = b""
-    target = b""
-    path = b""
-    connection_names: tuple[bytes, ...] = ()
-    authorization: bytes | None = None
+    """What is not set in `__init__` begins as None, 0 or False: it is a C struct (inbound.pxd)."""
+
+    method: bytes
+    target: bytes
+    path: bytes
+    headers: list[tuple[bytes, bytes]]
+    connection_names: tuple[bytes, ...]
+    authorization: bytes | None
     """for the worker, if it has no key of its own"""
-    api_key: bytes | None = None
+    api_key: bytes | None
     """the `x-api-key` header"""
-    key_name: bytes | None = None
+    key_name: bytes | None
     """as one of ours says; nothing to be believed of others"""
-    key: Key | None = None
+    key: Key | None
     """whose request it is, where keys are asked for"""
-    request_id = b""
-    profile: str | None = None
+    request_id: bytes
+    profile: str | None
     """the `config-profile` header"""
-    internal_token: bytes | None = None
+    internal_token: bytes | None
     """what a process of this daemon shows"""
-    is_internal = False
+    is_internal: bool
     """it did: no key is asked for, and everybody else goes first"""
-    is_streamed = False
+    is_streamed: bool
     """the body goes to another process of ours as it comes"""
-    has_routing_headers = False
-    wants_explanation = False
-    content_length: int | None = None
-    has_body = False
-    expects_continue = False
-    is_http_1_0 = False
-    keep_alive = True
-    is_head_complete = False
-    is_complete = False
-    body_size = 0
-    held_bytes = 0
+    has_routing_headers: bool
+    wants_explanation: bool
+    content_length: int | None
+    has_body: bool
+    expects_continue: bool
+    is_http_1_0: bool
+    keep_alive: bool
+    is_head_complete: bool
+    is_complete: bool
+    body_size: int
+    held_bytes: int
     """what counts against the body buffers: the body, and what is held besides"""
-    error: RequestError | None = None
-    _passing = b""
+    error: RequestError | None
+    _passing: bytes
+    """complete lines of the headers that go to the worker"""
 
     def __init__(self, started: float) -> None:
         self.started = started
         self.target_parts: list[bytes] = []
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers = []
+        self.method = self.target = self.path = self.request_id = b""
+        self.connection_names = ()
+        self.keep_alive = True
+        self._passing = b""
         self._chunks: list[bytes] = []
 
     # --- the head

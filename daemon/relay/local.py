@@ -34,7 +34,7 @@ def _readiness(context: ShardContext) -> Answer:
     table = context.table()
     healthy = sum(1 for load in context.words.survey(table.every_slot) if load >= 0)
     counts = {"healthy_workers": healthy, "total_workers": len(table.every_slot)}
-    if context.is_stopping:
+    if context.is_stopping():
         return 503, orjson.dumps({"status": "not ready", "reason": "draining", **counts}), JSON
     if healthy == 0:
         return 503, orjson.dumps({"status": "not ready", "reason": "insufficient healthy workers", **counts}), JSON

@@ -141,7 +141,7 @@ class Passage:
             and request.is_complete
             and not framing.ends_with_connection
             and not is_unchunked
-            and not self.context.closes_connections
+            and not self.context.closes_connections()
         )
         own = b"X-Request-Id: %b\r\n" % request.request_id
         out = client_head(head, is_http_1_0=request.is_http_1_0, keep_alive=self.is_keep_alive, own_headers=own)

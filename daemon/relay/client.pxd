@@ -1,0 +1,28 @@
+from pointsman.daemon.relay.context cimport ShardContext
+from pointsman.daemon.relay.exchange cimport Caller, Exchange
+from pointsman.daemon.relay.inbound cimport Inbound
+
+cdef class ClientConnection(Caller):
+    cdef object _parser, _queue, _tasks
+    cdef Inbound _request
+    cdef Py_ssize_t _head_bytes
+    cdef double _reading_since, _linger_until
+    cdef bint _is_reading_paused, _waits_for_buffer
+    cdef object __weakref__
+
+    cdef _feed(self, bytes data)
+    cdef bint _is_streamed(self, bytes path) except -1
+    cdef _recognize(self, Inbound request)
+    cdef _stream(self, Inbound request, bytes chunk)
+    cdef _passage_of(self, Inbound request)
+    cdef _pause_reading(self)
+    cdef _resume_reading(self)
+    cdef _refuse(self, error)
+    cdef _advance(self)
+    cdef _serve(self, Inbound request)
+    cdef _route(self, Inbound request)
+    cdef _route_elsewhere(self, Inbound request)
+    cdef _pass_on(self, Inbound request, route)
+    cdef _exchange(self, Inbound request, route)
+    cdef _done(self, Inbound request, route, int status, bint keep_alive)
+    cdef _close(self, bint is_lingering)

@@ -1,0 +1,27 @@
+cdef class Inbound:
+    cdef public double started
+    cdef public list target_parts, headers
+    cdef public bytes method, target, path, authorization, api_key, key_name, request_id, internal_token
+    cdef public tuple connection_names
+    cdef public object key, content_length, error
+    cdef public str profile
+    cdef public bint is_internal, is_streamed, has_routing_headers, wants_explanation, has_body, expects_continue
+    cdef public bint is_http_1_0, keep_alive, is_head_complete, is_complete
+    cdef public long long body_size, held_bytes
+    cdef bytes _passing
+    cdef list _chunks
+    cdef object __weakref__
+
+    cpdef finish_head(self, bytes method, str version, bint keep_alive)
+    cdef _read_headers(self)
+    cdef _read_rarer(self, bytes key, bytes value)
+    cdef _read_target(self)
+    cdef bytes _origin_form(self, bytes target)
+    cpdef bytes header(self, bytes name)
+    cpdef bytes passing_lines(self)
+    cpdef add_body(self, bytes chunk)
+    cpdef bytes body(self)
+    cpdef long long hold(self, long long more_bytes) except? -1
+    cpdef long long drop_body(self) except? -1
+
+cdef bint _holds(bytes text, bytes any_of) except -1
