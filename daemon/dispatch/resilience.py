@@ -46,6 +46,7 @@ if (
     raise ImportError("layout.py and the machines of resilience do not agree")
 
 LOCK_DEADLINE_US = 2000
+_H_BREAKERS = at.H_BREAKERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class SharedResilience:
     def __init__(self, state: RoutingState, shard: int) -> None:
         layout = state.segment.layout
         self._state = state
+        self._all_words = state.segment.words
         self._cells = state.segment.cells
         self._shard = shard
         self._budget = self._words(layout.budget, at.BUDGET_WORDS)
@@ -86,7 +88,9 @@ class SharedResilience:
     def use(self, breaker: BreakerSection, admission: AdmissionSection) -> None:
         """The settings in force from now on; they are one for all profiles."""
         self._breaker = Breaker(breaker)
+        self._has_breakers = breaker.enabled
         self._admission = Admission(admission, self._state.segment.layout.shards)
+        self._has_limit = bool(admission.max_concurrent_requests)
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
@@ -101,10 +105,9 @@ class SharedResilience:
         section = self._breaker.section
         return section.window_s / breaker.BUCKETS if section.enabled else 0.0
 
-    @property
     def is_quiet(self) -> bool:
         """No breaker keeps anybody out."""
-        return not (self._cells[at.H_BREAKERS] and self._breaker.section.enabled)
+        return not (self._has_breakers and self._all_words.get(_H_BREAKERS))
 
     def fit(self, pool: Pool, failed: Collection[int], now: float) -> Fit:
         """`pool` without those whose breakers keep them out, and without the slots in `failed` as long as others are.
@@ -117,7 +120,7 @@ class SharedResilience:
             raise pool.nobody()
         ruled: frozenset[int] = frozenset()
         allowed = up
-        if not self.is_quiet:
+        if not self.is_quiet():
             candidates = [self._candidate(pool.slots[position], now) for position in up]
             ruled = overruled(candidates, "regular", self._breaker.section.max_ejection_ratio)
             allowed = [up[i] for i, each in enumerate(candidates) if not each.is_kept_out or i in ruled]
@@ -132,7 +135,7 @@ class SharedResilience:
         """Whether somebody who has not failed could take another attempt."""
         words = self._state.words
         return any(
-            slot not in failed and (self.is_quiet or self._breaker.permits(self._breakers[slot], now))
+            slot not in failed and (self.is_quiet() or self._breaker.permits(self._breakers[slot], now))
             for slot, load in zip(pool.slots, words.survey(pool.slots), strict=True)
             if load >= 0
         )
@@ -194,16 +197,15 @@ class SharedResilience:
 
     # --- admission
 
-    @property
     def is_unlimited(self) -> bool:
-        return not self._admission.section.max_concurrent_requests and not len(self.line)
+        return not self._has_limit and not len(self.line)
 
     def enter_freely(self) -> None:
         """A permit where there is no limit."""
-        self._cells[self._in_use] += 1
+        self._all_words.add(self._in_use, 1)
 
     def leave_freely(self) -> None:
-        self._cells[self._in_use] -= 1
+        self._all_words.add(self._in_use, -1)
 
     def enter(self, waiter: Waiter, now: float) -> list[Waiter] | None:
         """Those whose state changed; None: the mutex is not to be had, let it pass with `enter_freely`."""

@@ -15,6 +15,7 @@ from pointsman.daemon.shm.layout import G_BUFFERED_BYTES, GAUGE_WORDS
 from pointsman.daemon.shm.segment import Segment
 
 RETRY_S = 0.02
+_STRIDE = GAUGE_WORDS
 
 
 class Waiter(Protocol):
@@ -33,10 +34,9 @@ class BodyBuffers:
         call_later: Callable[[float, Callable[[], None]], object],
         now: Callable[[], float],
     ) -> None:
-        self._column = segment.words.column
+        self._words = segment.words
         self._first = segment.layout.gauge(0, G_BUFFERED_BYTES)
         self._shards = segment.layout.shards
-        self._cells = segment.cells
         self._cell = segment.layout.gauge(shard, G_BUFFERED_BYTES)
         self._limit = limit_bytes
         self._wait_s = wait_s
@@ -45,20 +45,18 @@ class BodyBuffers:
         self._waiting: deque[tuple[float, Waiter]] = deque()
         self._is_polling = False
 
-    @property
     def is_full(self) -> bool:
-        return self._column(self._first, GAUGE_WORDS, self._shards) > self._limit
+        return self._words.column(self._first, _STRIDE, self._shards) > self._limit
 
-    @property
     def may_keep(self) -> bool:
         """Whether a body may stay while its answer runs: half of the room is for those that are still being read."""
-        return 2 * self._column(self._first, GAUGE_WORDS, self._shards) <= self._limit
+        return 2 * self._words.column(self._first, _STRIDE, self._shards) <= self._limit
 
     def take(self, size: int) -> None:
-        self._cells[self._cell] += size
+        self._words.add(self._cell, size)
 
     def give(self, size: int) -> None:
-        self._cells[self._cell] -= size
+        self._words.add(self._cell, -size)
 
     def wait(self, waiter: Waiter) -> None:
         """`waiter.resume_body` is called when there is room, `give_up_body` when there was none for too long."""
@@ -69,7 +67,7 @@ class BodyBuffers:
 
     def _poll(self) -> None:
         now = self._now()
-        while self._waiting and not self.is_full:
+        while self._waiting and not self.is_full():
             self._waiting.popleft()[1].resume_body()
         while self._waiting and self._waiting[0][0] <= now:
             self._waiting.popleft()[1].give_up_body()

@@ -1,6 +1,10 @@
 from pointsman.daemon.relay.context cimport ShardContext
-from pointsman.daemon.relay.exchange cimport Caller, Exchange
+from pointsman.daemon.relay.exchange cimport Exchange
 from pointsman.daemon.relay.inbound cimport Inbound
+from pointsman.daemon.relay.routed cimport Caller
+
+cdef object _JSON, _FORM, _INFO, _LOCAL, _STREAMED, _COMPLETE, _REFUSED
+cdef long long _DURATION, _G_REQUESTS
 
 cdef class ClientConnection(Caller):
     cdef object _parser, _queue, _tasks

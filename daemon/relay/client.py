@@ -35,9 +35,10 @@ from pointsman.daemon.relay import local
 from pointsman.daemon.relay.access import MAX_LOGGED_PATH, short_line
 from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
 from pointsman.daemon.relay.ending import Ending
-from pointsman.daemon.relay.exchange import Caller, Exchange
+from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.passage import Passage
+from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route, batch_route
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
 from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
 
 MAX_PIPELINED = 16
+_JSON, _FORM, _INFO, _LOCAL, _STREAMED = Kind
+_COMPLETE, _REFUSED = Ending.COMPLETE, Ending.REFUSED
+_DURATION, _G_REQUESTS = at.KIND_DURATION, at.G_REQUESTS
 LINGER_S = 5.0
 """how long a refused client's rest is read and thrown away, so that it can read why (a reset would eat the answer)"""
 
@@ -208,7 +212,7 @@ class ClientConnection(Caller):
         context.buffers.take(len(chunk))
         if request.body_size > context.settings.max_payload_size:
             self._refuse(payload_too_large(context.settings.max_payload_size))
-        elif not self._waits_for_buffer and context.buffers.is_full:
+        elif not self._waits_for_buffer and context.buffers.is_full():
             self._waits_for_buffer = True
             self._pause_reading()
             context.buffers.wait(self)
@@ -317,9 +321,9 @@ class ClientConnection(Caller):
             if request.error is not None:
                 raise request.error
             route = self._route(request)
-            if route.kind is Kind.LOCAL:
+            if route.kind is _LOCAL:
                 self._answer(request, route, *local.answer(self.context, request, route))
-            elif route.kind is Kind.STREAMED:
+            elif route.kind is _STREAMED:
                 self._pass_on(request, route)
             else:
                 self._exchange(request, route)
@@ -349,24 +353,24 @@ class ClientConnection(Caller):
     def _pass_on(self, request: Inbound, route: Route) -> None:
         assert self.context.elsewhere is not None
         passage = self.exchange = Passage(self, request, route, self.context.elsewhere.destination(route))
-        self.context.count(at.G_REQUESTS)
+        self.context.count(_G_REQUESTS)
         passage.start()
 
     def _exchange(self, request: Inbound, route: Route) -> None:
-        if route.kind is Kind.JSON:
+        if route.kind is _JSON:
             features = json_features(request.body())
-        elif route.kind is Kind.FORM:
+        elif route.kind is _FORM:
             features = form_features(request.body())
         else:
             features = NO_FEATURES
-        if request.key is not None and route.kind is not Kind.INFO:
+        if request.key is not None and route.kind is not _INFO:
             request.key.check_model(features.model)
-            if route.kind is Kind.FORM:
+            if route.kind is _FORM:
                 for model in form_models(request.body()):
                     request.key.check_model(model)
         exchange = self.exchange = Exchange(self, request, route, features, self.context.table())
-        self.context.count(at.G_REQUESTS)
-        if route.kind is Kind.INFO:
+        self.context.count(_G_REQUESTS)
+        if route.kind is _INFO:
             exchange.start_any()
         else:
             exchange.start()
@@ -409,20 +413,20 @@ class ClientConnection(Caller):
         context = self.context
         now = context.now()
         context.series.count(route.label, 0, status)
-        context.series.observe(route.label, at.KIND_DURATION, now - request.started)
+        context.series.observe(route.label, _DURATION, now - request.started)
         if request.key is not None:
             context.key_counts.count(request.key.label, status)
-        ending = Ending.REFUSED if status >= 400 else Ending.COMPLETE
+        ending = _REFUSED if status >= 400 else _COMPLETE
         if context.is_line_due(status, ending):
             context.log_line(short_line(context, self.peer, request, status, ending, now - request.started))
         self.release_body(request)
         if not keep_alive:
             self._close(not request.is_complete)
 
-    def exchange_ended(self, exchange: Exchange | Passage) -> None:
+    def exchange_ended(self, exchange: Routed | Passage) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         self.exchange = None
-        self.context.count(at.G_REQUESTS, -1)
+        self.context.count(_G_REQUESTS, -1)
         request = exchange.request
         self.release_body(request)
         if self.is_closed:

@@ -1,13 +1,21 @@
+from pointsman.daemon.dispatch.resilience cimport SharedResilience
+from pointsman.daemon.relay.buffers cimport BodyBuffers
 from pointsman.daemon.relay.upstream cimport UpstreamPools
 from pointsman.daemon.relay.wheel cimport Wheel
 from pointsman.daemon.shm.native cimport Words, monotonic
+from pointsman.daemon.telemetry.access_log cimport LineWriter
+from pointsman.daemon.telemetry.series cimport Series
 
+cdef object _COMPLETE
 cdef long long _H_PHASE, _PHASE_RUNNING, _H_PAUSE, _H_ACCESS_UNSAMPLED
 
 cdef class ShardContext:
-    cdef public object settings, segment, cells, loop, rng, router, resilience, admitting, pausing, explanations
-    cdef public object recording, internal_token, elsewhere, guard, series, key_counts, buffers
+    cdef public object settings, segment, cells, loop, rng, router, admitting, pausing, explanations
+    cdef public object recording, internal_token, elsewhere, guard, key_counts
+    cdef public BodyBuffers buffers
+    cdef public Series series
     cdef public Words words
+    cdef public SharedResilience resilience
     cdef public long long shard
     cdef public Wheel wheel
     cdef public UpstreamPools upstreams
@@ -15,7 +23,8 @@ cdef class ShardContext:
     cdef public set connections
     cdef public bint is_draining, is_retired
     cdef public double next_sample
-    cdef object _tables, _table, _log
+    cdef object _tables, _table
+    cdef LineWriter _log
     cdef long long _gauges, _generation, _requests
     cdef double _wall_offset
     cdef bytes _id_prefix, _line_start

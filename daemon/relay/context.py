@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _H_PHASE, _PHASE_RUNNING, _H_PAUSE = at.H_PHASE, at.PHASE_RUNNING, at.H_PAUSE
 _H_ACCESS_UNSAMPLED = at.H_ACCESS_UNSAMPLED
+_COMPLETE = Ending.COMPLETE
 
 
 class TableSource(Protocol):
@@ -160,7 +161,7 @@ class ShardContext:
         if not self._is_logging:
             return False
         unsampled = self.words.get_real(_H_ACCESS_UNSAMPLED)
-        return not unsampled or status >= 400 or ending is not Ending.COMPLETE or self.rng.random() >= unsampled
+        return not unsampled or status >= 400 or ending is not _COMPLETE or self.rng.random() >= unsampled
 
     def log_line(self, line: bytes) -> None:
         """The access line of a request: a complete line of JSON, with its newline."""

@@ -2,44 +2,23 @@ from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound cimport Inbound
-from pointsman.daemon.relay.upstream cimport Receiver, UpstreamConnection, UpstreamPool
+from pointsman.daemon.relay.routed cimport Caller, Routed
+from pointsman.daemon.relay.telling cimport output_tokens, own_headers, report
+from pointsman.daemon.relay.upstream cimport UpstreamConnection, UpstreamPool
 from pointsman.daemon.resilience.timeouts cimport Watch
 
+cdef object _COMPLETE, _CLIENT_LEFT
 cdef long long _H_PAUSED_S, _H_RECORDING
 
-cdef class Caller:
-    cdef public ShardContext context
-    cdef public object transport, exchange
-    cdef public bint is_closed, is_write_paused
-    cdef public str peer
-    cdef public bytes peer_bytes
-
-    cpdef release_body(self, Inbound request)
-    cpdef hold(self, Inbound request, long long more_bytes)
-    cpdef bint write_error(self, Inbound request, error, tuple headers=*) except -1
-    cpdef exchange_ended(self, exchange)
-    cpdef spawn(self, work)
-
-cdef class Exchange(Receiver):
-    cdef public Caller client
-    cdef public ShardContext context
-    cdef public Inbound request
-    cdef public UpstreamConnection upstream
-    cdef public ResponseHead head
-    cdef public BodyFraming framing
+cdef class Exchange(Routed):
     cdef public Watch watch
-    cdef public object route, features, table, plan, pool, worker, booked, decision, taken, usage, blame, transcript
-    cdef public str asked_strategy
-    cdef public int status, attempts, resends, continuations
     cdef public long long tick
-    cdef public bint is_exhausted, is_keep_alive, is_ended, is_held
-    cdef public double queued_s, connected_at, first_byte_at
+    cdef public bint is_held
     cdef tuple _failed
     cdef ResponseHead _held
     cdef bytes _held_data, _rest
     cdef object _metered, _permit, _told, _pause, _task
     cdef bint _has_free_permit, _is_probe, _is_pinged, _is_unchunked
-    cdef object __weakref__
 
     cdef _pool(self)
     cdef _plan(self, long long prompt_tokens)

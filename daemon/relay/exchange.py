@@ -27,8 +27,8 @@ import asyncio
 import math
 import socket
 import struct
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from pointsman.config.resilience import PRIORITIES, LimitsSection
 from pointsman.config.snapshot import WorkerSpec
@@ -53,10 +53,11 @@ from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
-from pointsman.daemon.relay.upstream import REFUSED, Receiver, UpstreamConnection
-from pointsman.daemon.relay.usage import CARRY_BYTES, NO_USAGE, TOKENS, Usage
+from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
+from pointsman.daemon.relay.usage import CARRY_BYTES, TOKENS
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
 from pointsman.daemon.resilience.retry import (
     Attempt,
@@ -77,10 +78,6 @@ from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
 from pointsman.daemon.shm.native import key_of_bytes
 from pointsman.daemon.shm.recording import Taken
 
-if TYPE_CHECKING:
-    from pointsman.daemon.relay.context import ShardContext
-    from pointsman.daemon.relay.passage import Passage
-
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
@@ -93,6 +90,7 @@ CONTINUED = b": continued on another worker\n\n"
 CONTINUED_THERE = b": continued on the same worker\n\n"
 NOT_TAKEN = -1
 """What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
+_COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _VERDICTS = {SUCCEEDED: Verdict.SUCCESS, FAILED: Verdict.FAILURE, NEUTRAL: Verdict.NEUTRAL}
@@ -110,76 +108,14 @@ class Metered(NamedTuple):
     tokens: float
 
 
-class Caller:
-    """The client's side, as an exchange sees it."""
-
-    context: ShardContext
-    transport: asyncio.Transport
-    exchange: Exchange | Passage | None
-    is_closed: bool
-    is_write_paused: bool
-    peer: str
-    peer_bytes: bytes
-
-    def release_body(self, request: Inbound) -> None:
-        """The body is not needed any more; may be said more than once."""
-        raise NotImplementedError
-
-    def hold(self, request: Inbound, more_bytes: int) -> None:
-        """Besides its body so much is kept for the request, until the body is released."""
-        raise NotImplementedError
-
-    def write_error(self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()) -> bool:
-        """Returns whether the connection stays open."""
-        raise NotImplementedError
-
-    def exchange_ended(self, exchange: Exchange | Passage) -> None:
-        """Called once by every exchange, after its answer (or the reason for none) was written."""
-        raise NotImplementedError
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """The connection holds its tasks: nothing is collected while it runs, nothing outlives the shard unseen."""
-        raise NotImplementedError
-
-
-class Exchange(Receiver):
+class Exchange(Routed):
     """What is not set in `__init__` begins as None, 0 or False: it is a C struct (exchange.pxd)."""
 
-    plan: Plan | None
-    pool: Pool | None
-    worker: WorkerSpec | None
-    booked: Booked | None
-    """what is charged for it now"""
-    decision: Booked | None
-    """what was charged last"""
-    taken: Taken | None
-    """for whoever records the traffic"""
-    asked_strategy: str
-    usage: Usage
-    upstream: UpstreamConnection | None
-    head: ResponseHead | None
-    """of the answer, once it was passed on"""
-    framing: BodyFraming | None
-    status: int
-    attempts: int
-    resends: int
-    continuations: int
-    is_exhausted: bool
-    """we tried again and gave up, or had no retries left: the client should not do the same at once"""
-    queued_s: float
-    connected_at: float
-    first_byte_at: float
+    watch: Watch
     tick: int
     """the wheel's"""
-    is_keep_alive: bool
-    is_ended: bool
-    blame: Fault | None
-    """whose fault the error was that it ended with"""
     is_held: bool
     """by a pause"""
-    transcript: Transcript | None
-    """of a stream that another worker may have to continue"""
-    watch: Watch
     _failed: tuple[int, ...]
     """slots of the workers that failed it"""
     _held: ResponseHead | None
@@ -200,18 +136,9 @@ class Exchange(Receiver):
     _task: asyncio.Task[None] | None
 
     def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
-        self.client = client
-        self.context = client.context
-        self.request = request
-        self.route = route
-        self.features = features
-        self.table = table
-        self.method = request.method
-        self.asked_strategy = ""
-        self.usage = NO_USAGE
-        self.usage_data = self._held_data = b""
-        self.attempts = 1
+        super().__init__(client, request, route, features, table)
         self._failed = ()
+        self._held_data = b""
 
     # --- choosing
 
@@ -348,7 +275,7 @@ class Exchange(Receiver):
     def _enter(self, plan: Plan, prompt_tokens: int) -> bool:
         """Whether it may go on at once. Raises RequestError when there is no room for it."""
         context = self.context
-        if context.resilience.is_unlimited:
+        if context.resilience.is_unlimited():
             context.resilience.enter_freely()
             self._has_free_permit = True
             return True
@@ -365,7 +292,7 @@ class Exchange(Receiver):
         resilience = self.context.resilience
         pool = self.pool
         assert pool is not None
-        if not self._failed and resilience.is_quiet:
+        if not self._failed and resilience.is_quiet():
             self._choose(pool, prompt_tokens)
             return
         failed = self._failed
@@ -760,7 +687,7 @@ class Exchange(Receiver):
             self._open(self._held, self.framing, self._held_data, 0)
         self.upstream = None
         if self.transcript is None or self._is_told_to_the_end(self.transcript):
-            self._end(self.status, Ending.COMPLETE)
+            self._end(self.status, _COMPLETE)
 
     def closed_unanswered(self, was_reused: bool) -> None:
         """The connection ended without one byte of an answer.
@@ -790,7 +717,7 @@ class Exchange(Receiver):
         request, context = self.request, self.context
         if not (head.status == 200 and head.is_event_stream and head.is_chunked) or request.is_http_1_0:
             return None
-        if head.header(b"content-encoding") is not None or not context.buffers.may_keep:
+        if head.header(b"content-encoding") is not None or not context.buffers.may_keep():
             return None
         resumable = Resumable.read(self.route.path, request.body())
         return None if resumable is None else Transcript(resumable)
@@ -883,7 +810,7 @@ class Exchange(Receiver):
         if transcript.is_complete:
             self._tell(transcript.ending())
             self.client.transport.write(LAST_CHUNK)
-            self._end(self.status, Ending.COMPLETE)
+            self._end(self.status, _COMPLETE)
             return
         self.is_keep_alive = False
         if verdict == FAILED:
@@ -1025,9 +952,9 @@ class Exchange(Receiver):
         context.wheel.disarm(self)
         if self.is_held:
             context.pausing.let_go(self)
-        if ending is Ending.COMPLETE:
+        if ending is _COMPLETE:
             verdict = SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)]
-        was_computed = status < 400 or ending is Ending.CLIENT_LEFT
+        was_computed = status < 400 or ending is _CLIENT_LEFT
         tokens = own_tokens = output_tokens(self, ending)
         if tokens is not None and self.transcript is not None:
             own_tokens = max(tokens - self.transcript.spent, 0)  # of the booking that ends now

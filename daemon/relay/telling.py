@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import nan
-from typing import TYPE_CHECKING
 
 import orjson
 
 from pointsman.daemon.relay.access import path_json
 from pointsman.daemon.relay.ending import Ending, termination
 from pointsman.daemon.relay.lines import request_line
+from pointsman.daemon.relay.routed import Routed
 from pointsman.daemon.relay.usage import read_usage
 from pointsman.daemon.routing.picking import REASONS
 from pointsman.daemon.routing.table import strategy_line
@@ -18,25 +18,26 @@ from pointsman.daemon.shm.choosing import Booked
 from pointsman.daemon.shm.decisions import UNKNOWN
 from pointsman.daemon.shm.recording import Taken
 
-if TYPE_CHECKING:
-    from pointsman.daemon.relay.exchange import Exchange
-
 MAX_EXPLANATION_HEADER = 6144
 """bytes; clients read heads of 8 KiB at least"""
 _ENDINGS = {ending: ending.encode() for ending in Ending}
+_TERMINATED = b"--"
+_COMPLETE = Ending.COMPLETE
+_DURATION, _FIRST_BYTE = at.KIND_DURATION, at.KIND_FIRST_BYTE
+_REASONS = tuple(reason.encode() for reason in REASONS)
 
 
 # --- to the client
 
 
-def own_headers(exchange: Exchange) -> bytes:
+def own_headers(exchange: Routed) -> bytes:
     """The header lines that we add to a worker's answer."""
     upstream, plan = exchange.upstream, exchange.plan
     assert upstream is not None
     generation = exchange.table.generation
-    head = b"X-Request-Id: %b\r\n%b" % (exchange.request.request_id, upstream.pool.identity(generation))
+    head = b"X-Request-Id: " + exchange.request.request_id + b"\r\n" + upstream.pool.identity(generation)
     if exchange.attempts > 1 or exchange.is_exhausted:
-        head += b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in attempt_headers(exchange))
+        head += _lines(attempt_headers(exchange))
     if plan is None:
         return head
     asked = exchange.asked_strategy
@@ -45,12 +46,16 @@ def own_headers(exchange: Exchange) -> bytes:
     return head if explanation is None else b"%bX-Pointsman-Decision: %b\r\n" % (head, explanation)
 
 
-def error_headers(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+def _lines(headers: tuple[tuple[str, str], ...]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in headers)
+
+
+def error_headers(exchange: Routed) -> tuple[tuple[str, str], ...]:
     """Those that we add to an error of our own."""
     return (("X-Pointsman-Generation", str(exchange.table.generation)), *attempt_headers(exchange))
 
 
-def attempt_headers(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+def attempt_headers(exchange: Routed) -> tuple[tuple[str, str], ...]:
     """After more than one attempt how many; where we gave up, that the client's own retries would multiply ours."""
     found: tuple[tuple[str, str], ...] = ()
     if exchange.attempts > 1 or exchange.is_exhausted:
@@ -58,7 +63,7 @@ def attempt_headers(exchange: Exchange) -> tuple[tuple[str, str], ...]:
     return (*found, ("X-Should-Retry", "false")) if exchange.is_exhausted else found
 
 
-def _explanation(exchange: Exchange) -> bytes | None:
+def _explanation(exchange: Routed) -> bytes | None:
     """The decision, where the client may see it; as much of it as fits into a header."""
     decision = exchange.decision
     if decision is None or decision.explanation is None or not exchange.context.may_explain(exchange.client.peer):
@@ -69,7 +74,7 @@ def _explanation(exchange: Exchange) -> bytes | None:
     return text
 
 
-def _decision_head(exchange: Exchange, decision: Booked) -> dict[str, object]:
+def _decision_head(exchange: Routed, decision: Booked) -> dict[str, object]:
     return {
         "id": exchange.request.request_id.decode("latin-1"),
         "generation": exchange.table.generation,
@@ -84,7 +89,7 @@ def _decision_head(exchange: Exchange, decision: Booked) -> dict[str, object]:
     }
 
 
-def _decision_json(exchange: Exchange, decision: Booked) -> dict[str, object]:
+def _decision_json(exchange: Routed, decision: Booked) -> dict[str, object]:
     found = _decision_head(exchange, decision)
     if decision.explanation is not None:
         found["explanation"] = decision.explanation.as_json([w.url for w in exchange.table.everyone.workers])
@@ -94,10 +99,10 @@ def _decision_json(exchange: Exchange, decision: Booked) -> dict[str, object]:
 # --- to the operator
 
 
-def output_tokens(exchange: Exchange, ending: Ending) -> int | None:
+def output_tokens(exchange: Routed, ending: Ending) -> int | None:
     """None: the answer is not a whole one, nothing is to be learned from it."""
     head = exchange.head
-    if ending is not Ending.COMPLETE or head is None or head.status != 200:
+    if ending is not _COMPLETE or head is None or head.status != 200:
         return None
     usage = exchange.usage = read_usage(exchange.usage_data)
     if usage.output_tokens is None and head.is_event_stream:
@@ -105,12 +110,12 @@ def output_tokens(exchange: Exchange, ending: Ending) -> int | None:
     return usage.output_tokens
 
 
-def _counted_tokens(exchange: Exchange) -> int:
+def _counted_tokens(exchange: Routed) -> int:
     """An engine writes one event a token."""
     return max(exchange.events - 1 if exchange.transcript is None else exchange.transcript.tokens, 1)
 
 
-def tokens_served(exchange: Exchange, status: int) -> tuple[int, int]:
+def tokens_served(exchange: Routed, status: int) -> tuple[int, int]:
     """(of the prompt, of the answer) as the engine counts them, else about; after `output_tokens`."""
     head, decision, usage = exchange.head, exchange.decision, exchange.usage
     prompt, output = usage.prompt_tokens, usage.output_tokens
@@ -121,16 +126,16 @@ def tokens_served(exchange: Exchange, status: int) -> tuple[int, int]:
     return prompt, output
 
 
-def report(exchange: Exchange, status: int, ending: Ending, now: float) -> None:
+def report(exchange: Routed, status: int, ending: Ending, now: float) -> None:
     """Once, when the request has ended."""
     context = exchange.context
     started = exchange.request.started
     label = exchange.route.label
     model = exchange.table.model_index.get(exchange.features.model, 0)
     context.series.count(label, model, status)
-    context.series.observe(label, at.KIND_DURATION, now - started)
+    context.series.observe(label, _DURATION, now - started)
     if exchange.first_byte_at:
-        context.series.observe(label, at.KIND_FIRST_BYTE, exchange.first_byte_at - started)
+        context.series.observe(label, _FIRST_BYTE, exchange.first_byte_at - started)
     if exchange.decision is not None and exchange.plan is not None:
         _note_decision(exchange, exchange.decision, status, now)
     if exchange.request.key is not None:
@@ -141,7 +146,7 @@ def report(exchange: Exchange, status: int, ending: Ending, now: float) -> None:
         context.log_line(_log_line(exchange, status, ending, now))
 
 
-def _note_decision(exchange: Exchange, decision: Booked, status: int, now: float) -> None:
+def _note_decision(exchange: Routed, decision: Booked, status: int, now: float) -> None:
     context, usage, started = exchange.context, exchange.usage, exchange.request.started
     head = exchange.head
     first_byte_us = UNKNOWN
@@ -165,7 +170,7 @@ def _note_decision(exchange: Exchange, decision: Booked, status: int, now: float
         context.explanations.note(request_key, ended_us, orjson.dumps(_decision_json(exchange, decision)))
 
 
-def _record(exchange: Exchange, taken: Taken, model: int, status: int) -> None:
+def _record(exchange: Routed, taken: Taken, model: int, status: int) -> None:
     usage, tokens = exchange.usage, exchange.usage.output_tokens
     if tokens is None and exchange.head is not None and exchange.head.is_event_stream:
         tokens = _counted_tokens(exchange)
@@ -179,7 +184,7 @@ def _record(exchange: Exchange, taken: Taken, model: int, status: int) -> None:
     )
 
 
-def _log_line(exchange: Exchange, status: int, ending: Ending, now: float) -> bytes:
+def _log_line(exchange: Routed, status: int, ending: Ending, now: float) -> bytes:
     request, plan, decision, usage = exchange.request, exchange.plan, exchange.decision, exchange.usage
     context, started, worker = exchange.context, request.started, exchange.worker
     asked = exchange.asked_strategy
@@ -208,23 +213,27 @@ def _log_line(exchange: Exchange, status: int, ending: Ending, now: float) -> by
         exchange.bytes_out,
         exchange.resends,
         exchange.continuations,
-        reason_name(decision.reason).encode() if decision is not None and is_routed else b"",
+        _reason_text(decision.reason) if decision is not None and is_routed else b"",
         usage.prompt_tokens,
         decision.cached_tokens if decision is not None else 0,
         usage.cached_tokens,
         usage.output_tokens,
         _ENDINGS[ending],
-        termination(ending, status, exchange.blame, _phase(exchange)).encode(),
+        _TERMINATED if ending is _COMPLETE else termination(ending, status, exchange.blame, _phase(exchange)).encode(),
     )
 
 
-def _phase(exchange: Exchange) -> str:
+def _phase(exchange: Routed) -> str:
     """How far it had come, as `ending.termination` calls it."""
     if exchange.head is not None:
         return "D"
     if exchange.connected_at:
         return "H"
     return "Q" if exchange.worker is None else "C"
+
+
+def _reason_text(reason: int) -> bytes:
+    return _REASONS[reason] if reason >= 0 else b"unlocked"
 
 
 def reason_name(reason: int) -> str:

@@ -28,3 +28,4 @@ cdef class Words:
     cpdef void add(self, int64_t index, int64_t value) noexcept
     cpdef double get_real(self, int64_t index) noexcept
     cpdef int64_t column(self, int64_t first, int64_t stride, int64_t count) except? -1
+    cpdef void observe(self, int64_t row, double seconds) noexcept

@@ -72,6 +72,15 @@ cdef int64_t H_MUTEX = _layout.H_MUTEX
 cdef int64_t H_LOCK_TIMEOUTS = _layout.H_LOCK_TIMEOUTS
 cdef int64_t H_LOCK_RECOVERIES = _layout.H_LOCK_RECOVERIES
 
+cdef int64_t HISTOGRAM_COUNT = _layout.HISTOGRAM_COUNT
+cdef int64_t HISTOGRAM_SUM_US = _layout.HISTOGRAM_SUM_US
+cdef int64_t BUCKETS = len(_layout.BUCKETS_S)
+cdef double bucket_s[32]
+if BUCKETS >= HISTOGRAM_COUNT or BUCKETS > 32:
+    raise ImportError("layout.py has more buckets than a histogram has room for")
+for _i in range(BUCKETS):
+    bucket_s[_i] = _layout.BUCKETS_S[_i]
+
 
 cdef class Words:
     """The segment's memory, seen as words; `loads` and `workers` are the layout's offsets."""
@@ -166,6 +175,15 @@ cdef class Words:
         cdef double value
         memcpy(&value, &bits, sizeof(value))
         return value
+
+    cpdef void observe(self, int64_t row, double seconds) noexcept:
+        """Into the histogram at `row`, of which the caller is the one writer."""
+        cdef int64_t i = 0
+        while i < BUCKETS and bucket_s[i] < seconds:
+            i += 1
+        self.add(row + i, 1)
+        self.add(row + HISTOGRAM_COUNT, 1)
+        self.add(row + HISTOGRAM_SUM_US, <int64_t> (seconds * 1e6))
 
     def fill_zero(self, int64_t index, int64_t count):
         if index < 0 or count < 0 or (index + count) * 8 > self.view.len:

@@ -10,7 +10,6 @@ This module is on the request path: it imports nothing heavy.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,8 +33,9 @@ RESERVED_PAIRS = 512
 
 _ROUTE_SHIFT = 48
 _MODEL_SHIFT = 16
-_MODEL_MASK = (1 << (_ROUTE_SHIFT - _MODEL_SHIFT)) - 1
-_CODE_MASK = (1 << _MODEL_SHIFT) - 1
+_MODEL_MASK = 0xFFFF_FFFF
+_CODE_MASK = 0xFFFF
+_KINDS, _WORDS = HISTOGRAM_KINDS, HISTOGRAM_WORDS
 
 SeriesKey = tuple[int, int, int]
 """(index into ROUTES, index into Snapshot.models, HTTP status)"""
@@ -44,50 +44,42 @@ SeriesKey = tuple[int, int, int]
 class Series:
     """The write side: one per shard process, the only writer of that shard's rows."""
 
-    __slots__ = ("_cells", "_full", "_histograms", "_index", "_start", "_used")
-
     def __init__(self, segment: Segment, shard: int) -> None:
         layout = segment.layout
-        self._cells = segment.cells
+        self._words = segment.words
         self._start = layout.series_row(shard)
         self._histograms = layout.histogram(shard, 0, 0)
         self._full = layout.gauge(shard, at.G_SERIES_FULL)
-        self._index = dict(_pairs(self._cells, self._start))
+        self._index = dict(_pairs(segment.cells, self._start))
         self._used = len(self._index)
 
     def count(self, route: int, model: int, code: int) -> None:
         """One more request of that route and model was answered with that status."""
-        try:
-            self._cells[self._index[(route << _ROUTE_SHIFT) | (model << _MODEL_SHIFT) | code]] += 1
-        except KeyError:
-            self._cells[self._pair(route, model, code)] += 1
+        self._words.add(self._pair(route, model, code), 1)
 
     def observe(self, route: int, kind: int, seconds: float) -> None:
         """`kind` is one of layout.KIND_*."""
-        cells = self._cells
-        row = self._histograms + (route * HISTOGRAM_KINDS + kind) * HISTOGRAM_WORDS
-        cells[row + bisect_left(BUCKETS_S, seconds)] += 1
-        cells[row + HISTOGRAM_COUNT] += 1
-        cells[row + HISTOGRAM_SUM_US] += int(seconds * 1e6)
+        self._words.observe(self._histograms + (route * _KINDS + kind) * _WORDS, seconds)
 
     def _pair(self, route: int, model: int, code: int) -> int:
         """The word that counts this series, new if need be; a full table counts the model as "other"."""
         key = (route << _ROUTE_SHIFT) | (model << _MODEL_SHIFT) | code
-        if key in self._index:
-            return self._index[key]
+        known = self._index.get(key)
+        if known is not None:
+            return known
         limit = at.SERIES_SLOTS - (RESERVED_PAIRS if model else 0)
         if self._used >= limit:
             return self._pair_when_full(route, model, code)
         pair = self._start + 2 * self._used
         self._used += 1
-        self._cells[pair] = key + 1
+        self._words.put(pair, key + 1)
         self._index[key] = pair + 1
         return pair + 1
 
     def _pair_when_full(self, route: int, model: int, code: int) -> int:
         if model == 0:
             return self._full  # even the reserve is gone: the request shows in series_full_total alone
-        self._cells[self._full] += 1
+        self._words.add(self._full, 1)
         return self._pair(route, 0, code)
 
 

@@ -160,7 +160,7 @@ async def test_open_breakers_go_with_engines_that_are_still_there(tmp_path: Path
     other.add(2, started_at=6.0)
     await other.recall()
     shown = SharedResilience(other.state, 0)
-    assert not shown.is_quiet
+    assert not shown.is_quiet()
     assert shown.view(other.slot(1), 0.0).state is State.OPEN
     assert shown.is_closed(other.slot(2))
 

@@ -94,7 +94,7 @@ def test_native_successes_are_the_breakers(seed: int) -> None:
         if chooser.finish(booked, now, -1, True, verdict) or not shared.is_closed(1):
             shared.record(1, ticket, name, now)
         assert [native.get_int(i) for i in range(BREAKER_WORDS)] == [plain.get_int(i) for i in range(BREAKER_WORDS)]
-        assert shared.is_quiet == (plain.get_int(0) == State.CLOSED)
+        assert shared.is_quiet() == (plain.get_int(0) == State.CLOSED)
 
 
 def opened(shared: SharedResilience, *slots: int, now: float) -> None:
@@ -106,9 +106,9 @@ def opened(shared: SharedResilience, *slots: int, now: float) -> None:
 def test_one_process_opens_it_and_the_other_sees_it() -> None:
     state = make_state()
     one, other = SharedResilience(state, 0), SharedResilience(state, 1)
-    assert one.is_quiet and other.fit(POOL, (), 5.0).pool is POOL
+    assert one.is_quiet() and other.fit(POOL, (), 5.0).pool is POOL
     opened(one, 2, now=5.0)
-    assert not other.is_quiet
+    assert not other.is_quiet()
     assert other.fit(POOL, (), 5.0).pool.slots == (0, 1, 3)
     assert other.fit(POOL, {0}, 5.0).pool.slots == (1, 3)
     assert other.fit(POOL, {0, 1, 3}, 5.0).pool.slots == (0, 1, 3), "as long as another is eligible"
@@ -157,7 +157,7 @@ def test_a_slot_comes_back_with_a_closed_breaker() -> None:
     shared = SharedResilience(state, 0)
     opened(shared, 3, now=5.0)
     assert state.clear_worker(3)
-    assert shared.is_quiet and shared.is_closed(3)
+    assert shared.is_quiet() and shared.is_closed(3)
 
 
 def test_rates_are_one_for_all_processes() -> None:
@@ -185,7 +185,7 @@ def test_rates_of_keys_are_one_for_all_processes_and_apart_from_those_of_profile
 def test_settings_change_under_way_and_free_permits_count() -> None:
     state = make_state()
     shared = SharedResilience(state, 0)
-    assert shared.is_unlimited
+    assert shared.is_unlimited()
     shared.enter_freely()
     shared.use(BreakerSection(), AdmissionSection(max_concurrent_requests=1, queue_size=0))
     waiter = Waiter()

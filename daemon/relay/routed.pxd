@@ -1,0 +1,32 @@
+from pointsman.daemon.relay.context cimport ShardContext
+from pointsman.daemon.relay.framing cimport BodyFraming
+from pointsman.daemon.relay.heads cimport ResponseHead
+from pointsman.daemon.relay.inbound cimport Inbound
+from pointsman.daemon.relay.upstream cimport Receiver, UpstreamConnection
+
+cdef class Caller:
+    cdef public ShardContext context
+    cdef public object transport, exchange
+    cdef public bint is_closed, is_write_paused
+    cdef public str peer
+    cdef public bytes peer_bytes
+
+    cpdef release_body(self, Inbound request)
+    cpdef hold(self, Inbound request, long long more_bytes)
+    cpdef bint write_error(self, Inbound request, error, tuple headers=*) except -1
+    cpdef exchange_ended(self, exchange)
+    cpdef spawn(self, work)
+
+cdef class Routed(Receiver):
+    cdef public Caller client
+    cdef public ShardContext context
+    cdef public Inbound request
+    cdef public UpstreamConnection upstream
+    cdef public ResponseHead head
+    cdef public BodyFraming framing
+    cdef public object route, features, table, plan, pool, worker, booked, decision, taken, usage, blame, transcript
+    cdef public str asked_strategy
+    cdef public int status, attempts, resends, continuations
+    cdef public bint is_exhausted, is_keep_alive, is_ended
+    cdef public double queued_s, connected_at, first_byte_at
+    cdef object __weakref__

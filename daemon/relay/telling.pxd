@@ -1,0 +1,15 @@
+from pointsman.daemon.relay.context cimport ShardContext
+from pointsman.daemon.relay.heads cimport ResponseHead
+from pointsman.daemon.relay.inbound cimport Inbound
+from pointsman.daemon.relay.routed cimport Routed
+from pointsman.daemon.telemetry.series cimport Series
+
+cdef object _COMPLETE
+cdef long long _DURATION, _FIRST_BYTE
+
+cpdef bytes own_headers(Routed exchange)
+cpdef output_tokens(Routed exchange, ending)
+cdef long long _counted_tokens(Routed exchange) except? -1
+cpdef report(Routed exchange, int status, ending, double now)
+cdef _note_decision(Routed exchange, decision, int status, double now)
+cdef bytes _log_line(Routed exchange, int status, ending, double now)
