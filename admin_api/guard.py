@@ -19,10 +19,13 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from pointsman.admin_api.answers import bad_request, refused
+from pointsman.admin_api.callers import route_of
 from pointsman.admin_api.peers import parse_address
 from pointsman.daemon.errors import RequestError
 
 MAX_BODY_BYTES = 1 << 20
+MAX_TENSORS_BYTES = 64 << 20
+"""of /update_weights_from_tensor: handles of all tensors of a bucket, for every rank of an engine"""
 BODY_TIMEOUT_S = 10.0
 """from the end of the head to the end of the body"""
 
@@ -70,6 +73,8 @@ def body_receiver(timeout_s: float = BODY_TIMEOUT_S) -> Middleware:
     @web.middleware
     async def receive(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.can_read_body:
+            if (limit := most_bytes(request)) != MAX_BODY_BYTES:
+                request = request.clone(client_max_size=limit)
             try:
                 async with asyncio.timeout(timeout_s):
                     await request.read()
@@ -150,7 +155,13 @@ def _check_content_type(request: web.Request) -> None:
         raise refused(415, "UNSUPPORTED_MEDIA_TYPE", message)
 
 
+def most_bytes(request: web.Request) -> int:
+    """That the body may have."""
+    return MAX_TENSORS_BYTES if route_of(request) == "/update_weights_from_tensor" else MAX_BODY_BYTES
+
+
 def _check_size(request: web.Request) -> None:
     """What is announced; aiohttp bounds what comes (client_max_size)."""
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise refused(413, "PAYLOAD_TOO_LARGE", f"the body exceeds {MAX_BODY_BYTES} bytes", close=True)
+    limit = most_bytes(request)
+    if (request.content_length or 0) > limit:
+        raise refused(413, "PAYLOAD_TOO_LARGE", f"the body exceeds {limit} bytes", close=True)

@@ -61,7 +61,7 @@ ERRORS: Mapping[int, str] = MappingProxyType(
         401: "UNAUTHORIZED: no token, or a wrong one.",
         403: "CROSS_SITE, CROSS_ORIGIN: sent by another site's page. SCOPE: not with that token.",
         408: "REQUEST_TIMEOUT: the body did not arrive in time.",
-        413: "PAYLOAD_TOO_LARGE: the body exceeds 1 MiB.",
+        413: "PAYLOAD_TOO_LARGE: the body exceeds 1 MiB (64 MiB of /update_weights_from_tensor).",
         415: "UNSUPPORTED_MEDIA_TYPE: bodies are JSON and say so.",
         421: "HOST_NOT_ALLOWED: by a name that is not the listener's.",
         429: "TOO_MANY_FAILURES: wrong tokens from that address; Retry-After says how long to wait.",

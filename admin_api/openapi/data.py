@@ -27,8 +27,8 @@ ABOUT = Description(
     title="pointsman, data port",
     text=(
         "What clients send here goes to an engine, and its answer comes back as it is. The engine says what a body may "
-        "hold; named here is what the gateway itself reads, adds and answers. With admin_on_data_port the fan-outs of the "
-        "admin API are answered here, too, as they are described there."
+        "hold; named here is what the gateway itself reads, adds and answers. With admin_on_data_port the fan-outs "
+        "of the admin API are answered here, too, as they are described there."
     ),
     server="http://127.0.0.1:8700",
     server_text="host and port of the settings",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from aiohttp import ClientConnectionResetError
 
 from pointsman.admin_api.handlers.fanout import OPERATIONS
 from pointsman.admin_api.ports import FanoutRequest, LoadView, TargetResult
@@ -173,8 +176,35 @@ async def test_no_metrics_at_all_are_502(client: Any, port: FakeControlPort) -> 
     assert (response.status, (await response.json())["status"]) == (502, "failure")
 
 
-async def test_a_body_beyond_the_bound_is_413(client: Any, port: FakeControlPort) -> None:
-    body = b'{"x":"' + b"x" * (1 << 20) + b'"}'
-    headers = {"Content-Type": "application/json"}
-    assert (await client.post("/update_weights_from_tensor", data=io.BytesIO(body), headers=headers)).status == 413
+JSON = {"Content-Type": "application/json"}
+
+
+def sent(body: bytes, *, is_announced: bool) -> io.BytesIO | AsyncIterator[bytes]:
+    """Without a length it goes out in chunks."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    return io.BytesIO(body) if is_announced else chunks()
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_handles_of_tensors_may_be_long(client: Any, port: FakeControlPort, is_announced: bool) -> None:
+    body = b'{"x":"' + b"x" * (8 << 20) + b'"}'
+    data = sent(body, is_announced=is_announced)
+    assert (await client.post("/update_weights_from_tensor", data=data, headers=JSON)).status == 200
+    assert asked(port).body == body
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+@pytest.mark.parametrize(
+    ("operation", "limit"), [("update_weights_from_disk", 1 << 20), ("update_weights_from_tensor", 64 << 20)]
+)
+async def test_a_body_beyond_the_bound_is_413(
+    client: Any, port: FakeControlPort, operation: str, limit: int, is_announced: bool
+) -> None:
+    data = sent(b" " * (limit + 1), is_announced=is_announced)
+    with suppress(ClientConnectionResetError):  # it may be answered, and closed, before all of it was sent
+        async with client.post(f"/{operation}", data=data, headers=JSON) as answer:
+            assert answer.status == 413
     assert port.calls == []

@@ -14,7 +14,7 @@ import pytest
 
 from pointsman.config.keys_file import digest_of
 from pointsman.scripts.simulated_engine.launch import launch_engines
-from tests.e2e.test_fanout import arm, asked
+from tests.e2e.test_fanout import arm, asked, state
 from tests.fakes.data_plane import data_plane
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.processes import is_alive, wait_until
@@ -24,6 +24,7 @@ ON = ("--admin-on-data-port", "--admin-networks", "127.0.0.2/32")
 FRIEND = "127.0.0.2"
 """an address inside of admin_networks; everybody else comes from 127.0.0.1"""
 TOKENS = {"grafana": "read", "trainer": "operate", "alice": "admin"}
+LONG = 16 << 20
 CLIENT_KEY = "sk-a-client-of-the-engines"
 
 
@@ -164,6 +165,13 @@ def test_loads_and_metrics(gate: Gateway, engines: list[str]) -> None:
         page = client.get("/engine_metrics")
     assert page.headers["content-type"].startswith("text/plain")
     assert f'pointsman_engine_metrics_up{{worker="{engines[0]}"}} 1' in page.body.decode()
+
+
+def test_handles_of_tensors_are_long_and_get_through(gate: Gateway, engines: list[str]) -> None:
+    body = json.dumps({"serialized_named_tensors": ["x" * LONG], "weight_version": "of tensors"}).encode()
+    answer = ask(gate, wire("POST", "/update_weights_from_tensor", body, headers=bearer(gate.token)))
+    assert (answer.status, answer.json["succeeded"]) == (200, engines)
+    assert {state(url)["weight_version"] for url in engines} == {"of tensors"}
 
 
 def test_partial_success_is_told_as_on_the_admin_api(gate: Gateway, engines: list[str], free_port: int) -> None:
