@@ -14,7 +14,6 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from aiohttp import web
 
@@ -33,7 +32,7 @@ from pointsman.daemon.batches.validation import Limits
 from pointsman.daemon.errors import EXIT_OK, EXIT_SOFTWARE
 from pointsman.daemon.leash import Message
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.stores.open_store import open_store
+from pointsman.daemon.stores.open_store import open_store, sqlite_url
 from pointsman.daemon.telemetry.logs import log
 
 HEARTBEAT_S = 0.25
@@ -165,7 +164,7 @@ def _open_stores(url: str, folder: Path) -> tuple[Payloads, Payloads]:
     results = Payloads(store)
     if not store.backend.is_volatile:
         return results, results
-    return Payloads(open_store(f"sqlite:{quote(str(folder.absolute() / FILES))}")), results
+    return Payloads(open_store(sqlite_url(folder / FILES))), results
 
 
 def _listening(path: Path) -> socket.socket:

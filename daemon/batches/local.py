@@ -31,7 +31,7 @@ from pointsman.daemon.batches.shelf import Shelf
 from pointsman.daemon.batches.tally import Tally
 from pointsman.daemon.batches.validation import Limits
 from pointsman.daemon.errors import PointsmanError
-from pointsman.daemon.stores.open_store import open_store
+from pointsman.daemon.stores.open_store import open_store, sqlite_url
 
 READ_BYTES = 1 << 20
 LOOK_S = 0.2
@@ -93,7 +93,7 @@ async def run(errand: Errand, watch: Watch) -> Outcome:
 @asynccontextmanager
 async def _service(errand: Errand) -> AsyncIterator[Service]:
     shelf = Shelf(Ledger(errand.folder / "ledger.db"))
-    payloads = Payloads(open_store(f"sqlite:{_quoted(errand.folder / 'payloads.db')}"))
+    payloads = Payloads(open_store(sqlite_url(errand.folder / "payloads.db")))
     port = DataPort(errand.base_url, errand.headers, errand.timeout_s, verifies_tls=True)
     limits = Limits(MAX_LINES, MAX_LINE_BYTES)
     options = {"concurrency": errand.concurrency, "attempts": errand.attempts}
@@ -106,12 +106,6 @@ async def _service(errand: Errand) -> AsyncIterator[Service]:
         await port.close()
         shelf.close()
         payloads.close()
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))
 
 
 async def _find(service: Service, errand: Errand, digest: str) -> BatchRow | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from pointsman.config.nearest import closest
 from pointsman.daemon.stores.blob_store import Backend
@@ -43,6 +43,11 @@ def open_backend(url: str) -> Backend:
     if scheme != "sqlite" and not rest.startswith("//"):
         raise StoreUrlError(f"{without_password(url)!r}: {scheme}: is followed by //")
     return _OPENERS[scheme](url)
+
+
+def sqlite_url(path: Path) -> str:
+    """Of the store in this file, whatever characters its name has."""
+    return f"sqlite:{quote(str(path.absolute()))}"
 
 
 def without_password(url: str) -> str:

@@ -13,9 +13,10 @@ import pytest
 
 from pointsman.daemon.batches import attempts
 from pointsman.daemon.batches.attempts import Answer, Unreachable
-from pointsman.daemon.batches.lifecycle import Event, Status
+from pointsman.daemon.batches.lifecycle import Event, NotPossible, Status
 from pointsman.daemon.batches.recorder import result_key
 from pointsman.daemon.batches.rows import BatchRow
+from pointsman.daemon.stores.results import NoSpace
 from tests.daemon.batches.harness import OWNER, Gateway, Life, jsonl
 from tests.daemon.stores.scripted import ScriptedBackend
 
@@ -232,8 +233,6 @@ async def test_results_that_are_lost_again_and_again_become_errors(begin: Begin)
 
 
 async def test_a_full_store_pauses_and_loses_nothing(begin: Begin) -> None:
-    from pointsman.daemon.stores.results import NoSpace
-
     backend = ScriptedBackend()
     life = begin(backend=backend)
     await life.service.start()
@@ -327,8 +326,6 @@ async def test_two_batches_share_the_allowance(begin: Begin) -> None:
 async def test_events_that_have_no_place_change_nothing(begin: Begin) -> None:
     life = begin()
     batch = await life.submit(jsonl(["a"]))
-    from pointsman.daemon.batches.lifecycle import NotPossible
-
     with pytest.raises(NotPossible):
         await life.shelf.do(life.ledger.advance, batch.id, Event.WRITTEN, 1)
     found: BatchRow = await life.look(life.ledger.batch, batch.id)

@@ -8,7 +8,7 @@ import pytest
 
 from pointsman.daemon.stores.mooncake_process import ChildError, MooncakeProcess
 from pointsman.daemon.stores.mooncake_wire import Request, Setup
-from pointsman.daemon.stores.open_store import open_store, without_password
+from pointsman.daemon.stores.open_store import open_store, sqlite_url, without_password
 from pointsman.daemon.stores.problems import BackendMissingError, StoreUrlError
 from pointsman.daemon.stores.results import Ok, Written
 
@@ -56,6 +56,12 @@ def test_sqlite_paths(tmp_path: Path, form: str) -> None:
     with closing(open_store(form.format(tmp_path / "a b.db"))) as store:
         assert store.put_many(["a"], [b"x"]) == [Ok(Written())]
     assert (tmp_path / "a b.db").exists()
+
+
+def test_the_url_of_a_path_of_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "a b?c=d%20#é.db"
+    open_store(sqlite_url(path)).close()
+    assert path.exists()
 
 
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
