@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from pointsman.config.pd import KvConnector
 from pointsman.config.snapshot import MAX_TOKENS
 
 DEFAULT_UPGRADE_TIMEOUT_S = 60.0
@@ -26,6 +27,8 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     worker_type: Role = "regular"
     bootstrap_port: int | None = None
+    kv_connector: KvConnector | None = None
+    """None = as the settings say."""
     models: tuple[str, ...] = ()
     """Declared; empty = ask the worker (GET /v1/models)."""
     weight: float = 1.0
@@ -92,6 +95,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     worker_type: Role
     bootstrap_port: int | None
+    kv_connector: KvConnector | None
+    """As declared."""
     models: tuple[str, ...]
     weight: float
     labels: dict[str, str]
@@ -107,6 +112,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     is_healthy: bool
     since: float
     in_flight: int
+    holds: int
+    """Requests whose KV decode has yet to fetch from it."""
     in_flight_bytes: int
     oldest_s: float | None
     """For how long the oldest of those in flight is; None: there is none, or they were routed without a booking."""

@@ -22,6 +22,7 @@ from pointsman.admin_api.ports import (
     WorkerRequest,
 )
 from pointsman.config import defects
+from pointsman.config.pd import KvConnector
 from pointsman.config.workers_schema import MAX_WEIGHT, Capacity, WorkerType
 
 LEFT_ASIDE = (
@@ -36,7 +37,6 @@ LEFT_ASIDE = (
     "overload",
     "max_connection_attempts",
     "load_monitor_interval_secs",
-    "kv_connector",
     "kv_role",
     "kv_engine_id",
     "kv_block_size",
@@ -76,6 +76,7 @@ class WorkerBody(Capacity):
     url: str
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = Field(default=None, ge=1, le=65535)
+    kv_connector: KvConnector | None = None
     models: Models = Field(default_factory=list)
     model_id: str | None = None
     """generation 2's one model"""
@@ -98,7 +99,6 @@ class WorkerBody(Capacity):
     overload: Any = None
     max_connection_attempts: Any = None
     load_monitor_interval_secs: Any = None
-    kv_connector: Any = None
     kv_role: Any = None
     kv_engine_id: Any = None
     kv_block_size: Any = None
@@ -117,6 +117,7 @@ class WorkerBody(Capacity):
             url=self.url,
             worker_type=self.worker_type,
             bootstrap_port=self.bootstrap_port,
+            kv_connector=self.kv_connector,
             models=tuple(self.models) or ((self.model_id,) if self.model_id else ()),
             weight=self.weight,
             labels=self.labels,

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pointsman.config import cores, listen, places
+from pointsman.config.pd import KvConnector
 from pointsman.config.policy_names import canonical_name
 from pointsman.config.settings import Settings
 from pointsman.config.worker_urls import canonical_url
@@ -65,6 +66,13 @@ def _worker_url(text: str) -> str:
         return canonical_url(text)
     except ValueError as error:
         raise ValueError(f"{text[:60]!r}: {error}") from None
+
+
+def _prefill_url(text: str) -> str:
+    url, separator, port = text.partition("#")
+    if separator and port != "none" and not (port.isdecimal() and port.isascii() and 1 <= int(port[:6]) <= 65535):
+        raise ValueError(f"{text[:60]!r}: expected URL#PORT or URL#none with the port of the bootstrap server")
+    return _worker_url(url) + ("" if port in ("", "none") else f"#{int(port)}")
 
 
 # The list itself may be any sequence (TOML's arrays, several arguments of a flag); its items are strictly strings.
@@ -142,6 +150,26 @@ class ServeConfig(BaseSettings):
     workers: Annotated[_Strings, _each(_worker_url)] = _key("workers", "URLs of workers; none is a valid start")
     policy: Annotated[str, AfterValidator(canonical_name)] = _key(
         "policy", "strategy of requests whose profile names none"
+    )
+    prefill: Annotated[_Strings, _each(_prefill_url)] = _key(
+        "prefill", "prefill workers: URL, or URL#PORT with the port of its bootstrap server (flag: URL [PORT|none])"
+    )
+    decode: Annotated[_Strings, _each(_worker_url)] = _key("decode", "URLs of decode workers")
+    kv_connector: KvConnector = _key(
+        "kv_connector", "how prefill and decode workers hand KV over, unless they declare it themselves"
+    )
+    prefill_policy: Annotated[str, AfterValidator(canonical_name)] = _key(
+        "prefill_policy", "how prefill workers are picked, unless the profile says"
+    )
+    decode_policy: Annotated[str, AfterValidator(canonical_name)] = _key(
+        "decode_policy", "how decode workers are picked, unless the profile says"
+    )
+    kv_lease_s: float = _seconds("kv_lease_s", "a prefill worker keeps what decode has not fetched", least=0.1)
+    pd_min_uncached_tokens: int = _key(
+        "pd_min_uncached_tokens", "shorter rests of prompts go to decode alone (vLLM; tokens); 0 = none", ge=0, le=2**31
+    )
+    pd_headroom_wait_s: float = _seconds(
+        "pd_headroom_wait_s", "a request waits for a decode worker with memory for it"
     )
     cache_threshold: float = _key(
         "cache_threshold", "cache_aware: share of a prompt that must be cached to follow it", ge=0, le=1

@@ -18,7 +18,8 @@ from pointsman.config import defects, positions, profile_parameters
 from pointsman.config.documents import Document, Findings
 from pointsman.config.fields import check_fields
 from pointsman.config.nearest import closest
-from pointsman.config.policy_names import RoutingCheck, one_line
+from pointsman.config.pd import PdSection
+from pointsman.config.policy_names import Flaw, RoutingCheck, one_line
 from pointsman.config.profile_parameters import Parameters, Respelled
 from pointsman.config.profiles_schema import (
     ACTIVE,
@@ -44,6 +45,7 @@ PROFILE_SECTIONS: dict[str, type[msgspec.Struct]] = {
     "retry": RetrySection,
     "timeouts": TimeoutsSection,
     "limits": LimitsSection,
+    "pd": PdSection,
 }
 SHARED_SECTIONS: dict[str, type[msgspec.Struct]] = {
     "breaker": BreakerSection,
@@ -131,6 +133,8 @@ class _Reader:
         """A lock is a promise to the operator: one that cannot be kept is refused, unlike a profile's strategy."""
         text = one_line(value) if isinstance(value, str) else ""
         flaw = self._check.strategy(text) if text else None
+        if text == "pd":
+            flaw = Flaw("'pd' cannot be locked", "make it the routingStrategy of profiles, or pointsman serve --policy pd")
         if flaw is not None:
             self._findings.report(("lockedRoutingStrategy",), flaw.problem, flaw.hint)
         return text
@@ -188,6 +192,7 @@ class _Reader:
         found = {
             key: self._section(shape, getattr(section, key), (*path, key)) for key, shape in PROFILE_SECTIONS.items()
         }
+        self._check_policies((*path, "pd"), found["pd"])
         if section.requests_per_second is not None:
             found["limits"].setdefault("requests_per_second", section.requests_per_second)
         failure = section.stream_failure or "error"
@@ -209,6 +214,12 @@ class _Reader:
         else:
             self._findings.report(place, flaw.problem, flaw.hint)
         return None
+
+    def _check_policies(self, path: positions.Path, pd: dict[str, Any]) -> None:
+        for name in ("prefill_policy", "decode_policy"):
+            flaw = self._check.strategy(pd[name]) if name in pd else None
+            if flaw is not None:
+                self._findings.report((*path, name), flaw.problem, flaw.hint)
 
     def _bucket(self, path: positions.Path, written: _Written) -> tuple[int, int]:
         low = written.get("prompt_len_bucket_min_length")

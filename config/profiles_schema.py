@@ -78,7 +78,8 @@ class ProfileSection(Nested):
     retry: Any = None
     timeouts: Any = None
     limits: Any = None
-    """Of `resilience.RetrySection`, `TimeoutsSection`, `LimitsSection`"""
+    pd: Any = None
+    """Of `resilience.RetrySection`, `TimeoutsSection`, `LimitsSection`, `pd.PdSection`"""
     stream_failure: Literal["error", "continue"] | None = None
 
 
@@ -121,6 +122,6 @@ HINTS = ("prompt_tokens_gte", "prompt_tokens_lt", "max_tokens_gte", "max_tokens_
 ACTIVE = frozenset(
     {"description", "routing_strategy", "routing_config", *HINTS}
     | {"prompt_len_bucket_min_length", "prompt_len_bucket_max_length", "eviction_interval_secs", "max_tree_size"}
-    | {"retry", "timeouts", "limits", "stream_failure", "requests_per_second", "admission", "breaker", "health"}
+    | {"retry", "timeouts", "limits", "pd", "stream_failure", "requests_per_second", "admission", "breaker", "health"}
 )
 """Keys that act in this version, or that only hold others."""

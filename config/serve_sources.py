@@ -17,7 +17,7 @@ from pointsman.config import defects, documents, listen
 from pointsman.config.documents import Document
 from pointsman.config.models import PATH_KEYS, ServeConfig
 from pointsman.config.nearest import closest
-from pointsman.config.policy_names import RoutingCheck
+from pointsman.config.policy_names import Flaw, RoutingCheck
 from pointsman.daemon.errors import ConfigError, ConfigErrors
 
 ENV_PREFIX = "POINTSMAN_"
@@ -131,9 +131,12 @@ class _Sources:
         return Bound
 
     def _cross_check(self, config: ServeConfig, check: RoutingCheck) -> Iterator[ConfigError]:
-        flaw = check.strategy(config.policy)
-        if flaw is not None:
-            yield self.defect("policy", flaw.problem, flaw.hint)
+        for key in ("policy", "prefill_policy", "decode_policy"):
+            flaw = check.strategy(getattr(config, key))
+            if flaw is None and key != "policy" and getattr(config, key) == "pd":
+                flaw = Flaw("'pd' is the strategy that pairs them", "name a policy for this side")
+            if flaw is not None:
+                yield self.defect(key, flaw.problem, flaw.hint)
         if config.max_payload_size > config.buffer_mib * 2**20:
             key = "max_payload_size" if "max_payload_size" in config.model_fields_set else "buffer_mib"
             yield self.defect(key, f"buffer_mib ({config.buffer_mib}) must hold max_payload_size")

@@ -52,6 +52,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     workers: tuple[str, ...] = ()
     """Worker URLs of the command line or toml; not kept over a restart."""
     policy: str = "expected_cost"
+    prefill: tuple[str, ...] = ()
+    """Prefill workers: URL, or URL#PORT with the port of its bootstrap server; not kept over a restart, as `workers`."""
+    decode: tuple[str, ...] = ()
+    """Decode workers: URLs."""
+    kv_connector: str = "sglang"
+    """How prefill and decode workers hand KV over, unless they declare it: "sglang", "nixl", "mooncake"."""
+    prefill_policy: str = "expected_cost"
+    decode_policy: str = "kv_headroom"
+    kv_lease_s: float = 30.0
+    """how long a prefill worker keeps what decode has not fetched"""
+    pd_min_uncached_tokens: int = 0
+    """a prompt with fewer tokens that decode has to compute goes to decode alone; 0 = none does"""
+    pd_headroom_wait_s: float = 5.0
+    """how long a request waits for a decode worker with memory for it"""
     cache_threshold: float = 0.3
     """share of a prompt that must be cached, for the policy cache_aware to follow it"""
     balance_abs_threshold: int = 64

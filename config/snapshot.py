@@ -71,7 +71,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry: dict[str, Any] = {}
     timeouts: dict[str, Any] = {}
     limits: dict[str, Any] = {}
-    """What the profile says of `resilience.RetrySection`, `TimeoutsSection`, `LimitsSection`."""
+    pd: dict[str, Any] = {}
+    """What the profile says of `resilience.RetrySection`, `TimeoutsSection`, `LimitsSection`, `pd.PdSection`."""
     stream_failure: str = "error"
     """What follows when a worker dies in the middle of a stream: "error" or "continue"."""
 
@@ -142,6 +143,7 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Like `Profile.routing`, for requests without a profile."""
     default_retry: dict[str, Any] = {}
     default_timeouts: dict[str, Any] = {}
+    default_pd: dict[str, Any] = {}
     """Where a profile says nothing: the settings."""
     locked_strategy: str = ""
     """`lockedRoutingStrategy`: wins over the request's header and the profile."""

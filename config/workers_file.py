@@ -6,6 +6,7 @@ import msgspec
 
 from pointsman.config import defects, positions
 from pointsman.config.documents import Document, Findings
+from pointsman.config.pd import KvConnector
 from pointsman.config.snapshot import MAX_TOKENS
 from pointsman.config.worker_urls import canonical_url
 from pointsman.config.workers_schema import TargetGroup, TargetLabels, WorkerSection, WorkersSection, WorkerType
@@ -16,6 +17,8 @@ class DeclaredWorker(msgspec.Struct, frozen=True, kw_only=True):
     """Canonical, see `worker_urls.canonical_url`."""
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = None
+    kv_connector: KvConnector | None = None
+    """None = as the settings say."""
     models: tuple[str, ...] = ()
     weight: float = 1.0
     labels: dict[str, str] = {}
@@ -66,6 +69,7 @@ def _compile_item(path: positions.Path, item: object, findings: Findings) -> _Pl
         url=url,
         worker_type=section.worker_type,
         bootstrap_port=section.bootstrap_port,
+        kv_connector=section.kv_connector,
         models=tuple(section.models),
         weight=section.weight,
         labels=section.labels,
@@ -113,6 +117,7 @@ def _compile_group(path: positions.Path, item: object, findings: Findings) -> _P
             url=url,
             worker_type=meant.worker_type,
             bootstrap_port=meant.bootstrap_port,
+            kv_connector=meant.kv_connector,
             models=tuple(models),
             weight=meant.weight,
             labels=labels,

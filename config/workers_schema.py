@@ -4,7 +4,7 @@
     [{"targets": ["10.0.0.5:8000"], "labels": {"__scheme__": "http", "weight": "2", "models": "qwen,llama"}}]
 
 In a file_sd group these labels mean something to us: `__scheme__`, `model` or `models` (comma separated), `weight`,
-`worker_type`, `bootstrap_port` and those of `Capacity`. Other labels that begin with `__` are dropped, as Prometheus
+`worker_type`, `bootstrap_port`, `kv_connector` and those of `Capacity`. Other labels that begin with `__` are dropped, as Prometheus
 does; the rest become the worker's labels.
 """
 
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from pointsman.config.pd import KvConnector
 from pointsman.config.snapshot import MAX_TOKENS
 
 WorkerType = Literal["regular", "prefill", "decode"]
@@ -65,6 +66,7 @@ class WorkerSection(Capacity):
     url: str
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = Field(default=None, ge=1, le=65535)
+    kv_connector: KvConnector | None = None
     models: list[str] = Field(default_factory=list, max_length=1000)
     weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
     labels: dict[str, str] = Field(default_factory=dict, max_length=64)
@@ -93,3 +95,4 @@ class TargetLabels(Capacity):
     weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = Field(default=None, ge=1, le=65535)
+    kv_connector: KvConnector | None = None

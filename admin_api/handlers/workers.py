@@ -155,6 +155,10 @@ def _check_same(present: WorkerView, body: WorkerBody) -> None:
     except ValueError as error:
         raise bad_request(f"url: {error}") from None
     fixed = ("url", url, present.url), ("worker_type", body.worker_type, present.worker_type)
-    for name, asked, is_now in (*fixed, ("bootstrap_port", body.bootstrap_port, present.bootstrap_port)):
+    of_pairs = (
+        ("bootstrap_port", body.bootstrap_port, present.bootstrap_port),
+        ("kv_connector", body.kv_connector, present.kv_connector),
+    )
+    for name, asked, is_now in (*fixed, *of_pairs):
         if asked != is_now:
             raise bad_request(f"{name} cannot change ({is_now!r}); remove the worker and add it anew")

@@ -256,6 +256,7 @@ def _declared(request: WorkerRequest) -> DeclaredWorker:
         url=request.url,
         worker_type=request.worker_type,
         bootstrap_port=request.bootstrap_port,
+        kv_connector=request.kv_connector,
         models=request.models,
         weight=request.weight,
         labels=request.labels,

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from pointsman.config import snapshot as codec
 from pointsman.config.keys_file import unknown_profiles
 from pointsman.config.load import ProfilesFile
+from pointsman.config.pd import PdSection
 from pointsman.config.resilience import AdmissionSection, BreakerSection, RetrySection, TimeoutsSection
 from pointsman.config.settings import Settings
 from pointsman.config.snapshot import (
@@ -101,7 +102,8 @@ def compile_snapshot(
     content: str = "",
 ) -> Snapshot:
     """Generation 0: the publisher numbers it. Workers whose name never resolved have no place in it yet."""
-    specs = tuple(_spec(worker, worker.address) for worker in workers if worker.address is not None)
+    connector = settings.kv_connector
+    specs = tuple(_spec(worker, worker.address, connector) for worker in workers if worker.address is not None)
     routing = default_routing(settings)
     return Snapshot(
         generation=0,
@@ -113,6 +115,7 @@ def compile_snapshot(
         default_routing=routing,
         default_retry=default_retry(settings),
         default_timeouts=default_timeouts(settings),
+        default_pd=default_pd(settings),
         locked_strategy=rules.locked_strategy,
         shared=shared_rules(rules.shared, settings),
         strict_models=settings.strict_models,
@@ -151,6 +154,17 @@ def default_timeouts(settings: Settings) -> dict[str, Any]:
         "client_body_s": settings.body_timeout_s,
     }
     return _changed(given, TimeoutsSection())
+
+
+def default_pd(settings: Settings) -> dict[str, Any]:
+    given = {
+        "prefill_policy": settings.prefill_policy,
+        "decode_policy": settings.decode_policy,
+        "min_uncached_tokens": settings.pd_min_uncached_tokens,
+        "kv_lease_s": settings.kv_lease_s,
+        "headroom_wait_s": settings.pd_headroom_wait_s,
+    }
+    return _changed(given, PdSection())
 
 
 def shared_rules(written: Shared, settings: Settings) -> Shared:
@@ -207,7 +221,7 @@ def is_same_content(one: Snapshot, other: Snapshot) -> bool:
     return replace(one, generation=other.generation) == other
 
 
-def _spec(worker: Worker, address: str) -> WorkerSpec:
+def _spec(worker: Worker, address: str, kv_connector: str) -> WorkerSpec:
     endpoint, declared = worker.endpoint, worker.declared
     return WorkerSpec(
         id=worker.id,
@@ -220,6 +234,7 @@ def _spec(worker: Worker, address: str) -> WorkerSpec:
         base_path=endpoint.base_path,
         role=declared.worker_type,
         bootstrap_port=declared.bootstrap_port,
+        kv_connector=declared.kv_connector or kv_connector,
         models=worker.models,
         weight=declared.weight,
         labels=declared.labels,

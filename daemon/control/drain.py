@@ -44,12 +44,12 @@ class Drainer:
     def look(self) -> None:
         self._drained &= {worker.id for worker in self._registry.draining()}
         for worker in self._draining():
-            if self._segment.inflight(worker.slot) == 0:
+            if self._segment.is_empty(worker.slot):
                 self._drained.add(worker.id)
                 log("worker_drained", worker=worker.url)
         in_force = {spec.slot for spec in self._current().workers}
         for slot in self._waiting() - in_force:
-            looks = self._empty_looks.get(slot, 0) + 1 if self._segment.inflight(slot) == 0 else 0
+            looks = self._empty_looks.get(slot, 0) + 1 if self._segment.is_empty(slot) else 0
             self._empty_looks[slot] = looks
             if looks >= LOOKS:
                 self._release(slot)

@@ -4,6 +4,7 @@ former control process had published, so that neither a restart nor a crash rena
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from pointsman.config.load import DeclaredWorker
 from pointsman.config.settings import Settings
@@ -62,10 +63,25 @@ async def declare_stored(registry: Registry, locator: Locator, state: WorkerStat
 
 
 async def _declare_flags(settings: Settings, registry: Registry, locator: Locator, *, is_first: bool) -> None:
-    located = await locator.locate(declared(DeclaredWorker(url=url) for url in settings.workers))
+    located = await locator.locate(declared(_given(settings)))
     if located.refused and is_first:
-        raise ConfigErrors([ConfigError("--workers", f"{worker.url}: {reason}") for worker, reason in located.refused])
+        raise ConfigErrors(
+            [ConfigError(_FLAGS[worker.worker_type], f"{worker.url}: {reason}") for worker, reason in located.refused]
+        )
     registry.declare("flag", located.candidates)
+
+
+_FLAGS = {"regular": "--workers", "prefill": "--prefill", "decode": "--decode"}
+
+
+def _given(settings: Settings) -> Iterator[DeclaredWorker]:
+    for url in settings.workers:
+        yield DeclaredWorker(url=url)
+    for text in settings.prefill:
+        url, _, port = text.partition("#")
+        yield DeclaredWorker(url=url, worker_type="prefill", bootstrap_port=int(port) if port else None)
+    for url in settings.decode:
+        yield DeclaredWorker(url=url, worker_type="decode")
 
 
 def _keep_last_good(registry: Registry) -> None:
@@ -78,6 +94,7 @@ def _candidate(spec: WorkerSpec) -> Candidate:
         url=spec.url,
         worker_type=spec.role,  # type: ignore[arg-type]  # it was a WorkerType when it was published
         bootstrap_port=spec.bootstrap_port,
+        kv_connector=spec.kv_connector,  # type: ignore[arg-type]  # as above
         models=spec.models,
         weight=spec.weight,
         labels=spec.labels,

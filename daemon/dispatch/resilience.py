@@ -122,7 +122,7 @@ class SharedResilience:
         allowed = up
         if not self.is_quiet():
             candidates = [self._candidate(pool.slots[position], now) for position in up]
-            ruled = overruled(candidates, "regular", self._breaker.section.max_ejection_ratio)
+            ruled = overruled(candidates, pool.role, self._breaker.section.max_ejection_ratio)
             allowed = [up[i] for i, each in enumerate(candidates) if not each.is_kept_out or i in ruled]
             if not allowed:
                 raise self._nobody(pool, up, now)

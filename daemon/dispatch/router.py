@@ -9,7 +9,7 @@ by what can be read without it, and that is counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pointsman.config.snapshot import WorkerSpec
@@ -44,6 +44,8 @@ class Ask:
     wants_explanation: bool = False
     is_retry: bool = False
     """Pays nothing into the retry budget."""
+    is_fetched: bool = False
+    """The worker computes nothing of the prompt: another one hands its KV over."""
 
 
 class LiveRouter:
@@ -59,6 +61,7 @@ class LiveRouter:
         self._rng = rng
         self._chain = state.index.chain()
         self._fleet: SharedFleet | None = None
+        self._fleets: dict[str, SharedFleet] = {}
         self._fleet_of: RoutingTable | None = None
         self._gauges = state.segment.layout.gauge(max(shard, 0), 0)
         self._chooser = Chooser(
@@ -93,6 +96,18 @@ class LiveRouter:
             chain.load_json(features.prompt, features.salt)
         return max(-(-chain.total_chars // CHARS_PER_TOKEN), 1)
 
+    def cached_tokens(self, slots: Iterable[int], prompt_tokens: int) -> int:
+        """After `read_prompt`: how much of the prompt the one of these workers that holds most of it holds."""
+        if not self._chooser.lock_index():
+            return 0
+        try:
+            self._index.match(self._chain, self._state.matched)
+        finally:
+            self._index.unlock()
+        most = max((self._state.matched[slot] for slot in slots), default=0)
+        total = self._chain.total_chars
+        return min(int(prompt_tokens * most / total), prompt_tokens - 1) if total else 0
+
     @property
     def chain(self) -> HashChain:
         return self._chain
@@ -101,7 +116,8 @@ class LiveRouter:
 
     def choose(self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float) -> Booked:
         """After `read_prompt`. Raises RequestError 503 when no worker of the pool is up, 400 as the policy says."""
-        if plan.expected_cost is not None and ask.headers is None and not (pool.has_buckets or ask.wants_explanation):
+        is_special = pool.has_buckets or ask.wants_explanation or ask.is_fetched
+        if plan.expected_cost is not None and ask.headers is None and not is_special:
             is_retry = ask.is_retry
             return self.choose_least_cost(
                 ask.features, ask.body_bytes, pool, plan, prompt_tokens, now, is_retry=is_retry
@@ -149,7 +165,7 @@ class LiveRouter:
         request = _description(ask, prompt_tokens)
         selection = plan.selection
         policy = selection.policy(selection.asked(request))  # may be refused: before anything is locked
-        fleet, session = self._fleet_for(table), selection.session(request)
+        fleet, session = self._fleet_for(table, pool.role), selection.session(request)
         if not self._chooser.lock(now):
             return self._choose_unlocked(ask, pool, prompt_tokens)
         try:
@@ -158,10 +174,12 @@ class LiveRouter:
             try:
                 situation = self._situation(request, fleet, left, now, has_index=has_index)
                 pick = selection.pick(policy, situation, session)
-                booked = _booked(table.everyone.workers[pick.worker], ask, prompt_tokens)
+                booked = _booked(table.fleet(pool.role).workers[pick.worker], ask, prompt_tokens)
                 booked.reason = REASONS.index(pick.reason)
                 booked.matched_chars = situation.matched_chars(pick.worker)
                 booked.cached_tokens = situation.cached_tokens(pick.worker)
+                if ask.is_fetched:
+                    booked.cached_tokens = prompt_tokens
                 booked.predicted_s = fleet.loads[pick.worker].wait_s(now) + situation.prefill_s(pick.worker)
                 if ask.wants_explanation:
                     booked.explanation = selection.explain(policy, situation, dropped)
@@ -237,11 +255,14 @@ class LiveRouter:
             booked.user_key = fleet.user_key(user)
             fleet.charge_user(booked.user_key, 4.0 * booked.prompt_tokens, now)
 
-    def _fleet_for(self, table: RoutingTable) -> SharedFleet:
-        fleet = self._fleet
-        if fleet is None or self._fleet_of is not table:
-            fleet = self._fleet = SharedFleet(self._state, table.everyone.workers)
+    def _fleet_for(self, table: RoutingTable, role: str = "regular") -> SharedFleet:
+        if self._fleet_of is not table:
+            self._fleets = {}
             self._fleet_of = table
+        fleet = self._fleets.get(role)
+        if fleet is None:
+            fleet = self._fleets[role] = SharedFleet(self._state, table.fleet(role).workers)
+        self._fleet = fleet
         return fleet
 
     # --- what became of it
@@ -276,7 +297,7 @@ class LiveRouter:
         """Why workers that are up may not take the request, by position in the fleet."""
         loads = self._words.survey(pool.slots)
         up = [position for position, load in zip(pool.positions, loads, strict=True) if load >= 0]
-        return narrow(_description(ask, prompt_tokens), self._fleet_for(table).workers, up)[1]
+        return narrow(_description(ask, prompt_tokens), self._fleet_for(table, pool.role).workers, up)[1]
 
     def explain(
         self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float
@@ -288,7 +309,7 @@ class LiveRouter:
         request = _description(ask, prompt_tokens)
         selection = plan.selection
         policy = selection.policy(selection.asked(request))
-        fleet = self._fleet_for(table)
+        fleet = self._fleet_for(table, pool.role)
         with self._state.locked() as held:
             left, dropped = self._eligible(pool, fleet, request)
             has_index = held and self._chooser.lock_index()

@@ -21,7 +21,7 @@ from pointsman.daemon.routing.costs import ALL_SCORERS, DynamoParameters, LlmDPa
 from pointsman.daemon.routing.expected_cost import ExpectedCostParameters
 from pointsman.daemon.routing.keyed import KeyedParameters
 from pointsman.daemon.routing.policies import canonical
-from pointsman.daemon.routing.strategies import STRATEGIES, StickyParameters, build, read_profile
+from pointsman.daemon.routing.strategies import PD, STRATEGIES, StickyParameters, build, read_profile
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "sticky": StickyParameters,
@@ -57,6 +57,8 @@ class FileCheck:
             entries = parse_strategy(text)
         except RequestError as error:
             return _flaw_of(error, text)
+        if entries[0].name == PD and len(entries) == 1:
+            return None
         if is_exclusive(entries[0].name):
             return _exclusive(entries[0].name)
         if len(entries) > 1:
@@ -83,8 +85,8 @@ def _flaw_of(error: RequestError, text: str) -> Flaw:
 
 
 def _exclusive(name: str) -> Flaw:
-    if name == "pd":
-        return Flaw("prefill/decode routing is not in this version", "use another strategy", is_later=True)
+    if name == PD:
+        return Flaw("'pd' stands alone", "its policies are `pd.prefill_policy` and `pd.decode_policy`")
     hint = "least_latency and expected_cost keep latency low"
     return Flaw(f"AIBrix's strategy {name[:60]!r} is not in this version", hint)
 

@@ -3,6 +3,7 @@
 * `lmetric`: (queued + new prefill tokens) x (requests + 1) (arXiv 2603.15202).
 * `dynamo`: prefill tokens in line and new, plus the contexts of all in flight (Dynamo `lib/kv-router`), in tokens;
   `temperature` > 0 draws from a softmax over the min-max normalised costs.
+* `kv_headroom`: requests over free KV memory, ours for workers that decode what others prefilled.
 * `llm_d`: 2 x queue + 2 x free KV + 3 x matched share, the most wins (llm-d EPP's scorers and default weights).
 """
 
@@ -15,9 +16,12 @@ import msgspec
 
 from pointsman.daemon.routing.expected_cost import ExpectedCost
 from pointsman.daemon.routing.picking import ONLY_ELIGIBLE, Column, Explanation, Pick, Situation, least, single_column
+from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN
 from pointsman.daemon.routing.scorers import SCORERS, Scorer, Scores, booked_kv_share
 
 CostFunction = Callable[[Situation], list[float]]
+_LEAST_FREE = 0.01
+_NO_ROOM = 1e6
 
 
 class DynamoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +42,23 @@ def lmetric_costs(situation: Situation) -> list[float]:
         load = situation.fleet.loads[worker]
         new = situation.prompt_tokens - situation.cached_tokens(worker)
         costs.append(float((load.queued_tokens + new) * (load.in_flight + 1)))
+    return costs
+
+
+def kv_headroom_costs(situation: Situation) -> list[float]:
+    """For workers that decode: requests in flight with this one, over the share of KV memory that they leave free.
+
+    The share is the engine's own word where it is recent, or that of what we have booked, whichever is less. A worker
+    that has no room for the prompt goes behind all that have.
+    """
+    costs = []
+    need = situation.prompt_tokens * CHARS_PER_TOKEN
+    for worker in situation.eligible:
+        load, capacity = situation.fleet.loads[worker], situation.fleet.kv_chars[worker]
+        signals = load.fresh_signals(situation.now)
+        used = max(booked_kv_share(situation, worker), (signals.kv_usage or 0.0) if signals is not None else 0.0)
+        cost = (load.in_flight + 1) / situation.fleet.workers[worker].weight / max(1.0 - used, _LEAST_FREE)
+        costs.append(cost + (_NO_ROOM if capacity and (1.0 - used) * capacity < need else 0.0))
     return costs
 
 

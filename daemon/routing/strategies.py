@@ -18,6 +18,7 @@ from pointsman.daemon.routing.costs import (
     LlmD,
     LlmDParameters,
     dynamo_costs,
+    kv_headroom_costs,
     lmetric_costs,
 )
 from pointsman.daemon.routing.counting import Counting
@@ -29,6 +30,8 @@ from pointsman.daemon.routing.prefix_cache import PrefixCache
 from pointsman.daemon.routing.scorers import Scorer
 
 DEFAULT_STRATEGY = "expected_cost"
+PD = "pd"
+"""The strategy that pairs a prefill with a decode worker; each is picked by a policy of its own (`table`)."""
 
 
 class StickyParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +68,7 @@ _SINGLE: dict[str, Callable[[RoutingProfile], Policy]] = {
     "expected_cost": lambda profile: ExpectedCost(profile.expected_cost),
     "cache_aware": lambda profile: CacheAware(profile.cache_aware),
     "prefix_cache": lambda _: PrefixCache(),
+    "kv_headroom": lambda _: LeastCost("kv_headroom", kv_headroom_costs),
     "lmetric": lambda _: LeastCost("lmetric", lmetric_costs),
     "dynamo": lambda profile: LeastCost(
         "dynamo", partial(dynamo_costs, parameters=profile.dynamo), temperature=profile.dynamo.temperature
@@ -119,6 +123,8 @@ def build(profile: RoutingProfile, strategy: str | None = None) -> Policy:
     name = entries[0].name
     if name in _SINGLE:
         return _SINGLE[name](profile)
+    if name == PD:
+        raise bad_strategy(text, "pd is a strategy of profiles, not of single requests or of a lock")
     if is_exclusive(name):
         raise bad_strategy(text, f"{name} is not in this version; known are {_names()}")
     return Weighted([(_scorer(text, name), 1)])

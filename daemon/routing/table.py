@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from pointsman.config.pd import COMBINED_LABEL, PdSection
 from pointsman.config.resilience import (
     PRIORITIES,
     AdmissionSection,
@@ -25,8 +26,10 @@ from pointsman.daemon.errors import RequestError, no_worker
 from pointsman.daemon.routing.auto_profile import Hints, pick_profile
 from pointsman.daemon.routing.expected_cost import ExpectedCost, ExpectedCostParameters
 from pointsman.daemon.routing.keys import KeyRing
+from pointsman.daemon.routing.pairs import is_compatible
+from pointsman.daemon.routing.policies import canonical
 from pointsman.daemon.routing.selection import Selection
-from pointsman.daemon.routing.strategies import read_profile
+from pointsman.daemon.routing.strategies import PD, read_profile
 
 AUTO = "auto"
 """`config-profile: auto`: the profile whose hints fit best."""
@@ -40,11 +43,12 @@ class Pool:
     slots: tuple[int, ...]
     weights: tuple[float, ...]
     positions: tuple[int, ...]
-    """among all regular workers"""
+    """among all workers of this role"""
     model: str = ""
     """"" = any"""
     has_buckets: bool = False
     """some take only prompts of certain lengths"""
+    role: str = "regular"
 
     def only(self, chosen: Sequence[int]) -> Pool:
         """Those at the positions `chosen` of this pool."""
@@ -62,11 +66,27 @@ class Pool:
         """503: no worker of this pool can take the request."""
         total = len(self.workers)
         if total == 0:
-            return no_worker("no worker is configured for this request; add one with POST /workers")
+            return no_worker(f"no {self._kind}worker is configured for this request; add one with POST /workers")
         what = f"for the model {self.model!r} " if self.model else ""
         if why:
-            return no_worker(f"none of the healthy workers {what}may take this request: {why}")
-        return no_worker(f"none of the {total} workers {what}is healthy")
+            return no_worker(f"none of the healthy {self._kind}workers {what}may take this request: {why}")
+        return no_worker(f"none of the {total} {self._kind}workers {what}is healthy")
+
+    @property
+    def _kind(self) -> str:
+        return "" if self.role == "regular" else f"{self.role} "
+
+
+@dataclass(frozen=True, slots=True)
+class PairPools:
+    """The workers of prefill/decode disaggregation that may serve one model."""
+
+    prefill: Pool
+    decode: Pool
+    compatible: tuple[tuple[int, int], ...]
+    """(slot of a prefill worker, slot of a decode worker) of those that can hand over KV to each other"""
+    combined: Pool
+    """regular workers that take what no pair can"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +109,13 @@ class Plan:
     priority: int = PRIORITIES.index("default")
     """class in which its requests wait for admission"""
 
+    pd: PdSection = field(default_factory=PdSection)
+    prefill: Plan | None = None
+    decode: Plan | None = None
+    """how each side of a pair is picked; of these two themselves None"""
+    is_pd: bool = False
+    """pairs are asked for, though there may be regular workers"""
+
     profile_line: bytes = b""
     strategy_line: bytes = b""
     """header lines that tell the client what its request was routed by; the first is empty without a profile"""
@@ -98,7 +125,7 @@ class Plan:
 
     @property
     def policy(self) -> str:
-        return self.selection.strategy
+        return PD if self.is_pd else self.selection.strategy
 
     def takes(self, prompt_tokens: int) -> bool:
         return self.prompt_tokens_min <= prompt_tokens <= self.prompt_tokens_max
@@ -165,8 +192,14 @@ class RoutingTable:
         self.admission = msgspec.convert(snapshot.shared.admission, AdmissionSection)
         self.model_index = {name: index for index, name in enumerate(snapshot.models)}
         self.keys = KeyRing(snapshot.keys or (), snapshot.key_names)
-        self._regular = tuple(worker for worker in snapshot.workers if worker.role == "regular")
-        self.everyone = self._pool(self._regular)
+        self._by_role = {
+            role: tuple(worker for worker in snapshot.workers if worker.role == role)
+            for role in ("regular", "prefill", "decode")
+        }
+        self._regular = self._by_role["regular"]
+        self._fleets = {role: self._pool(workers, role=role) for role, workers in self._by_role.items()}
+        self.everyone = self._fleets["regular"]
+        self._pairs, self._undeclared_pairs = self._all_pairs()
         self.every_slot = tuple(worker.slot for worker in snapshot.workers)
         names = dict.fromkeys(name for worker in self._regular for name in worker.models)
         self._pools = {
@@ -192,8 +225,55 @@ class RoutingTable:
             for match in snapshot.matches
         )
 
-    def _pool(self, workers: Sequence[WorkerSpec], model: str = "") -> Pool:
-        position_of = {worker.slot: position for position, worker in enumerate(self._regular)}
+    def fleet(self, role: str) -> Pool:
+        """All workers of a role; a pool's `positions` are positions in it."""
+        return self._fleets[role]
+
+    @property
+    def for_questions(self) -> Pool:
+        """Who is asked what any worker answers."""
+        return self.everyone if self.everyone.workers else self._fleets["prefill"]
+
+    def _all_pairs(self) -> tuple[dict[str, PairPools], PairPools | None]:
+        """By model; and for models that nobody announces."""
+        paired = (*self._by_role["prefill"], *self._by_role["decode"])
+        if not paired:
+            return {}, None
+        names = dict.fromkeys(name for worker in paired for name in worker.models)
+        undeclared = [worker for worker in paired if not worker.models] if self.snapshot.strict_models else paired
+        return (
+            {name: self._pair_pools([w for w in paired if not w.models or name in w.models], name) for name in names},
+            self._pair_pools(undeclared, "") if undeclared else None,
+        )
+
+    def _pair_pools(self, workers: Sequence[WorkerSpec], model: str) -> PairPools:
+        prefills = [worker for worker in workers if worker.role == "prefill"]
+        decodes = [worker for worker in workers if worker.role == "decode"]
+        combined = [
+            worker
+            for worker in self._regular
+            if worker.labels.get(COMBINED_LABEL) == "true" and (not worker.models or not model or model in worker.models)
+        ]
+        return PairPools(
+            self._pool(prefills, model, "prefill"),
+            self._pool(decodes, model, "decode"),
+            tuple((p.slot, d.slot) for p in prefills for d in decodes if is_compatible(p, d)),
+            self._pool(combined, model),
+        )
+
+    def pairs_for(self, model: str, plan: Plan) -> PairPools | None:
+        """None: requests for the model go to regular workers.
+
+        Pairs serve a model that no regular worker announces, and one that both have where the profile's strategy is
+        `pd`. A fleet without regular workers needs no such profile.
+        """
+        pairs = self._pairs.get(model) or (None if model in self._pools else self._undeclared_pairs)
+        if pairs is None or plan.is_pd or not self._regular:
+            return pairs
+        return None if model in self._pools or model not in self._pairs else pairs
+
+    def _pool(self, workers: Sequence[WorkerSpec], model: str = "", role: str = "regular") -> Pool:
+        position_of = {worker.slot: position for position, worker in enumerate(self._by_role[role])}
         return Pool(
             tuple(workers),
             tuple(w.slot for w in workers),
@@ -201,35 +281,60 @@ class RoutingTable:
             tuple(position_of[w.slot] for w in workers),
             model,
             any(map(_has_bucket, workers)),
+            role,
         )
 
     def plan_of(self, profile: Profile) -> Plan:
         """Compiled as a profile of this generation. Raises RequestError 400 for a strategy that does not exist."""
         snapshot = self.snapshot
-        parameters: dict[str, Any] = dict(profile.routing)
-        parameters["routingStrategy"] = profile.strategy or snapshot.default_policy
-        parameters["lockedRoutingStrategy"] = snapshot.locked_strategy
-        selection = Selection(read_profile(parameters))
-        policy = selection.own
-        is_plain = isinstance(policy, ExpectedCost) and selection.profile.sticky is None
+        strategy = profile.strategy or snapshot.default_policy
+        is_pd = canonical(strategy) == PD
+        pd = msgspec.convert(snapshot.default_pd | profile.pd, PdSection)
+        selection, cost = self._selection(profile, pd.prefill_policy if is_pd else strategy)
+        # a profile's own strategy is for prefills, too, unless it says otherwise
+        has_own = not is_pd and profile.strategy and "prefill_policy" not in profile.pd
+        prefill = (selection, cost) if is_pd or has_own else self._selection(profile, pd.prefill_policy, is_of_leg=True)
+        decode, _ = self._selection(profile, pd.decode_policy, is_of_leg=True)
+        shown = PD if is_pd else selection.strategy
         limits = msgspec.convert(profile.limits, LimitsSection)
-        return Plan(
+        plan = Plan(
             profile.name,
             selection,
             profile.prompt_tokens_min,
             profile.prompt_tokens_max,
-            policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None,
+            cost,
             msgspec.convert(snapshot.default_retry | profile.retry, RetrySection),
             msgspec.convert(snapshot.default_timeouts | profile.timeouts, TimeoutsSection),
             limits,
             limits if limits.key_requests_per_minute or limits.key_tokens_per_minute else None,
             profile.stream_failure,
             PRIORITIES.index(limits.priority),
-            b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),
-            strategy_line(selection.strategy),
-            orjson.dumps(profile.name),
-            orjson.dumps(selection.strategy)[1:-1],
+            pd=pd,
+            is_pd=is_pd,
+            profile_line=b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),
+            strategy_line=strategy_line(shown),
+            profile_json=orjson.dumps(profile.name),
+            policy_text=orjson.dumps(shown)[1:-1],
         )
+        return replace(
+            plan,
+            prefill=replace(plan, selection=prefill[0], expected_cost=prefill[1]),
+            decode=replace(plan, selection=decode, expected_cost=None),
+        )
+
+    def _selection(
+        self, profile: Profile, strategy: str, *, is_of_leg: bool = False
+    ) -> tuple[Selection, ExpectedCostParameters | None]:
+        """(the compiled policy, its parameters where the short way will do)"""
+        parameters: dict[str, Any] = dict(profile.routing)
+        parameters["routingStrategy"] = strategy
+        parameters["lockedRoutingStrategy"] = "" if is_of_leg else self.snapshot.locked_strategy
+        if is_of_leg:
+            parameters.pop("chain", None)
+        selection = Selection(read_profile(parameters))
+        policy = selection.own
+        is_plain = isinstance(policy, ExpectedCost) and selection.profile.sticky is None
+        return selection, policy.parameters if is_plain and isinstance(policy, ExpectedCost) else None
 
     def early_plan(self, asked: str | None) -> Plan:
         """What is known of a request's plan before its body is."""

@@ -23,6 +23,8 @@ The segment is an array of 8-byte words. Two kinds of data, no others (ARCHITECT
     budget, breakers, admission, rates
                      what the machines of `resilience` keep in words, under the routing mutex (dispatch.resilience)
     key counts       per shard, one row per API key: answers, tokens (telemetry.key_counts)
+    pair counts      per shard, what became of the legs of pairs (telemetry.pair_counts)
+    pair ledger      how pairs of workers fared (pd.ledger), under the routing mutex
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAGIC = 0x314D48534D535450  # "PTSMSHM1", little endian
-VERSION = 3
+VERSION = 4
 WORD = 8
 PAGE_WORDS = 512
 
@@ -79,6 +81,7 @@ S_PROMPT_TOKENS, S_CACHED_TOKENS = 8, 9  # (d) the engine's own totals since its
 # load row
 LOAD_WORDS = 32
 L_INFLIGHT, L_INFLIGHT_BYTES, L_PICKS, L_CONNECT_FAILURES, L_FAILURES = range(5)
+L_HOLDS = 5  # requests whose KV decode has yet to fetch from this prefill worker
 # tokens of prompts: sent, believed cached; of answers with usage: prompt, cached as the engine says
 L_PROMPT_TOKENS, L_BELIEVED_TOKENS, L_USAGE_PROMPT_TOKENS, L_USAGE_CACHED_TOKENS = range(8, 12)
 # streamed answers: how many, microseconds to the first byte as predicted and as it was, sum of the differences
@@ -133,6 +136,11 @@ FAILURE_ROWS, FAILURE_TEXT_WORDS = 32, 4
 FAILURE_WORDS = FAILURE_TEXT_WORDS + 1
 BATCH_WORDS = B_FAILURES + FAILURE_ROWS * FAILURE_WORDS
 
+# pairs of prefill and decode workers, per shard (telemetry.pair_counts); all but PAIR_ROOMS only counts
+PAIR_COUNT_WORDS = 128
+PAIR_ROOMS = 0  # rooms taken, see pd.rooms
+PAIR_LEDGER_ROWS = 4096  # pd.ledger, under the routing mutex
+
 # request series: pairs (key + 1, count)
 SERIES_SLOTS = 4096
 SERIES_WORDS = 2 * SERIES_SLOTS
@@ -176,6 +184,8 @@ class Layout:
     rates: int = field(init=False)
     key_counts: int = field(init=False)
     batch_counts: int = field(init=False)
+    pair_counts: int = field(init=False)
+    pair_ledger: int = field(init=False)
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,6 +210,8 @@ class Layout:
             ("rates", (PROFILE_RATES + KEY_RATES) * RATE_WORDS),
             ("key_counts", self.shards * KEY_SLOTS * KEY_WORDS),
             ("batch_counts", BATCH_WORDS),
+            ("pair_counts", self.shards * PAIR_COUNT_WORDS),
+            ("pair_ledger", PAIR_LEDGER_ROWS * RATE_WORDS),
         ):
             object.__setattr__(self, name, offset)
             offset += words
@@ -246,6 +258,9 @@ class Layout:
 
     def key_row(self, shard: int, label: int) -> int:
         return self.key_counts + (shard * KEY_SLOTS + label) * KEY_WORDS
+
+    def pair_row(self, shard: int) -> int:
+        return self.pair_counts + shard * PAIR_COUNT_WORDS
 
     def series_row(self, shard: int) -> int:
         return self.series + shard * SERIES_WORDS

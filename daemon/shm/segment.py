@@ -195,6 +195,14 @@ class Segment:
     def inflight(self, slot: int) -> int:
         return self.words.total(slot, at.L_INFLIGHT)
 
+    def holds(self, slot: int) -> int:
+        """Requests whose KV decode has yet to fetch from this prefill worker."""
+        return self.words.total(slot, at.L_HOLDS)
+
+    def is_empty(self, slot: int) -> bool:
+        """Nobody needs the worker any more."""
+        return self.inflight(slot) == 0 and self.holds(slot) == 0
+
     def total(self, slot: int, word: int) -> int:
         return self.words.total(slot, word)
 
@@ -279,6 +287,7 @@ class Segment:
             lost += self.cells[row + at.L_INFLIGHT]
             self.words.put(row + at.L_INFLIGHT, 0)
             self.words.put(row + at.L_INFLIGHT_BYTES, 0)
+            self.words.put(row + at.L_HOLDS, 0)
         self.words.fill_zero(self.layout.gauge(shard, 0), at.G_FIRST_COUNTER)
         return lost
 

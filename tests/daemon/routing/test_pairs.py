@@ -3,7 +3,7 @@
 import pytest
 
 from pointsman.config.snapshot import WorkerSpec
-from pointsman.daemon.pd.connectors import is_bootstrap, is_compatible, is_same_host
+from pointsman.daemon.routing.pairs import is_bootstrap, is_compatible, is_same_host
 
 
 def worker(**more: object) -> WorkerSpec:
