@@ -11,8 +11,6 @@ class Flaw(NamedTuple):
     hint: str = ""
     path: tuple[str | int, ...] = ()
     """below what was checked; keys canonical"""
-    is_later: bool = False
-    """a name that AIBrix knows and that this version cannot do"""
 
 
 class RoutingCheck(Protocol):

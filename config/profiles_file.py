@@ -23,11 +23,15 @@ from pointsman.config.policy_names import Flaw, RoutingCheck, one_line
 from pointsman.config.profile_parameters import Parameters, Respelled
 from pointsman.config.profiles_schema import (
     ACTIVE,
+    ACTIVE_NESTED,
+    DECODE_POLICIES,
     HINTS,
+    PREFILL_POLICIES,
     MatchSection,
     Nested,
     ProfileSection,
     ProfilesSection,
+    RoutingConfig,
     SharedSection,
 )
 from pointsman.config.resilience import (
@@ -52,7 +56,6 @@ SHARED_SECTIONS: dict[str, type[msgspec.Struct]] = {
     "admission": AdmissionSection,
     "health": HealthSection,
 }
-LATER = "its requests go by the policy of the daemon (--policy)"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PROFILE_NAME = re.compile(r"[!-~]{1,128}")
 
@@ -134,7 +137,9 @@ class _Reader:
         text = one_line(value) if isinstance(value, str) else ""
         flaw = self._check.strategy(text) if text else None
         if text == "pd":
-            flaw = Flaw("'pd' cannot be locked", "make it the routingStrategy of profiles, or pointsman serve --policy pd")
+            flaw = Flaw(
+                "'pd' cannot be locked", "make it the routingStrategy of profiles, or pointsman serve --policy pd"
+            )
         if flaw is not None:
             self._findings.report(("lockedRoutingStrategy",), flaw.problem, flaw.hint)
         return text
@@ -192,6 +197,7 @@ class _Reader:
         found = {
             key: self._section(shape, getattr(section, key), (*path, key)) for key, shape in PROFILE_SECTIONS.items()
         }
+        found["pd"] = self._score_policies(path, section) | found["pd"]
         self._check_policies((*path, "pd"), found["pd"])
         if section.requests_per_second is not None:
             found["limits"].setdefault("requests_per_second", section.requests_per_second)
@@ -209,11 +215,23 @@ class _Reader:
             if written.parameters.get("chain"):
                 self._warnings.append(f"{positions.dotted(place)}: without effect: the profile's chain goes before it")
             return text
-        if flaw.is_later:
-            self._warnings.append(f"{positions.dotted(place)}: {flaw.problem}; {LATER}")
-        else:
-            self._findings.report(place, flaw.problem, flaw.hint)
+        self._findings.report(place, flaw.problem, flaw.hint)
         return None
+
+    def _score_policies(self, path: positions.Path, section: ProfileSection) -> dict[str, Any]:
+        """AIBrix's names for how the two sides are picked."""
+        found: dict[str, Any] = {}
+        nested = section.routing_config or RoutingConfig()
+        for name, key, given, known in (
+            ("prefill_policy", "prefillScorePolicy", nested.prefill_score_policy, PREFILL_POLICIES),
+            ("decode_policy", "decodeScorePolicy", nested.decode_score_policy, DECODE_POLICIES),
+        ):
+            if given in known:
+                found[name] = known[given]
+            elif given:
+                hint = closest(given, known) or f"known: {', '.join(sorted(known))}"
+                self._findings.report((*path, "routingConfig", key), f"unknown policy {given[:60]!r}", hint)
+        return found
 
     def _check_policies(self, path: positions.Path, pd: dict[str, Any]) -> None:
         for name in ("prefill_policy", "decode_policy"):
@@ -244,8 +262,8 @@ class _Reader:
 
     def _warn_of_inert(self, path: positions.Path, written: _Written) -> None:
         nested = written.section.routing_config
-        keys: list[positions.Path] = [(key,) for key in _inert(written.section)]
-        keys += [("routingConfig", key) for key in _inert(nested)] if nested else []
+        keys: list[positions.Path] = [(key,) for key in _inert(written.section, ACTIVE)]
+        keys += [("routingConfig", key) for key in _inert(nested, ACTIVE_NESTED)] if nested else []
         self._warnings += [f"{positions.dotted((*path, *key))}: {INERT}" for key in keys]
         self._warnings += profile_parameters.warnings(written.parameters)
 
@@ -289,9 +307,9 @@ def _default_profile(name: object, profiles: Collection[str], findings: Findings
     return name
 
 
-def _inert(section: BaseModel) -> list[str]:
+def _inert(section: BaseModel, active: frozenset[str]) -> list[str]:
     """Keys that are given, ask for something, and get nothing."""
     fields = type(section).model_fields
     return [
-        field.alias or name for name, field in fields.items() if name not in ACTIVE and getattr(section, name, None)
+        field.alias or name for name, field in fields.items() if name not in active and getattr(section, name, None)
     ]

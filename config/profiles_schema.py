@@ -125,3 +125,9 @@ ACTIVE = frozenset(
     | {"retry", "timeouts", "limits", "pd", "stream_failure", "requests_per_second", "admission", "breaker", "health"}
 )
 """Keys that act in this version, or that only hold others."""
+ACTIVE_NESTED = (ACTIVE | {"prefill_score_policy", "decode_score_policy"}) - {"pd"}
+"""Of `routingConfig`: its `pd` is AIBrix's, not ours."""
+
+PREFILL_POLICIES = {"prefix_cache": "prefix_cache", "least_request": "least_request", "conductor": "expected_cost"}
+DECODE_POLICIES = {"load_balancing": "kv_headroom", "least_request": "least_request", "conductor": "kv_headroom"}
+"""AIBrix's score policies, by ours."""

@@ -53,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Worker URLs of the command line or toml; not kept over a restart."""
     policy: str = "expected_cost"
     prefill: tuple[str, ...] = ()
-    """Prefill workers: URL, or URL#PORT with the port of its bootstrap server; not kept over a restart, as `workers`."""
+    """Prefill workers: URL, or URL#PORT with the port of its bootstrap server; kept no longer than `workers`."""
     decode: tuple[str, ...] = ()
     """Decode workers: URLs."""
     kv_connector: str = "sglang"

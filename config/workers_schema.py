@@ -4,8 +4,8 @@
     [{"targets": ["10.0.0.5:8000"], "labels": {"__scheme__": "http", "weight": "2", "models": "qwen,llama"}}]
 
 In a file_sd group these labels mean something to us: `__scheme__`, `model` or `models` (comma separated), `weight`,
-`worker_type`, `bootstrap_port`, `kv_connector` and those of `Capacity`. Other labels that begin with `__` are dropped, as Prometheus
-does; the rest become the worker's labels.
+`worker_type`, `bootstrap_port`, `kv_connector` and those of `Capacity`. Other labels that begin with `__` are dropped,
+as Prometheus does; the rest become the worker's labels.
 """
 
 from __future__ import annotations

@@ -183,6 +183,11 @@ def breaker_open(detail: str, retry_after_s: float) -> RequestError:
     return _try_again(503, CIRCUIT_OPEN, detail, retry_after_s, Fault.WORKER)
 
 
+def no_decode_memory(waited_s: float) -> RequestError:
+    message = f"no decode worker had memory for the request within {waited_s:g} s"
+    return _try_again(503, "no_decode_memory", message, 1.0, Fault.GATEWAY)
+
+
 def not_admitted(status: int, code: str, message: str, retry_after_s: float) -> RequestError:
     return _try_again(status, code, message, retry_after_s, Fault.GATEWAY)
 

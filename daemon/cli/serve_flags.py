@@ -22,6 +22,9 @@ EPILOG = (
 )
 
 
+CONNECTORS = {"--pd-disaggregation": "sglang", "--vllm-pd-disaggregation": "nixl"}
+
+
 class CommandLine(NamedTuple):
     config_file: str | None
     flags: dict[str, FlagValue]
@@ -47,6 +50,15 @@ def _parser() -> Parser:
     parser.add_argument(
         "--admin-no-auth", dest="admin_auth", action="store_false", default=argparse.SUPPRESS, help="as --no-admin-auth"
     )
+    for flag, connector in CONNECTORS.items():
+        parser.add_argument(
+            flag,
+            dest="kv_connector",
+            action="store_const",
+            const=connector,
+            default=argparse.SUPPRESS,
+            help=f"as --kv-connector {connector}; pairs are made wherever there are prefill and decode workers",
+        )
     for flag, reason in sglang_flags.NO_EFFECT.items():
         arity = 0 if flag in sglang_flags.SWITCHES else "*" if flag in sglang_flags.LISTS else None
         parser.add_argument(flag, action=_NoEffect, const=reason, nargs=arity, **_HIDDEN)
@@ -72,6 +84,8 @@ def _shape(key: str, field: FieldInfo) -> dict[str, Any]:
     shape: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS}
     if field.annotation is bool:
         return {**shape, "action": argparse.BooleanOptionalAction}
+    if key == "prefill":
+        return {**shape, "nargs": "+", "action": _Prefill, "metavar": ("URL", "PORT|none")}
     if typing.get_origin(field.annotation) is tuple:
         return {**shape, "nargs": "*", "action": "extend", "metavar": key.rstrip("s").rpartition("_")[2].upper()}
     return {**shape, "metavar": key.rpartition("_")[2].upper()}
@@ -80,6 +94,23 @@ def _shape(key: str, field: FieldInfo) -> dict[str, Any]:
 def _help(field: FieldInfo) -> str:
     text = (field.description or "").replace("%", "%%")
     return text if field.default in (None, ()) or "default:" in text else f"{text}; default: {field.default}"
+
+
+class _Prefill(argparse.Action):
+    """`--prefill URL [PORT|none]`, as often as there are prefill workers; several pairs may stand behind one flag."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        found: list[str] = list(getattr(namespace, self.dest, ()))
+        is_url = False
+        for value in values:
+            if value.isdecimal() or value == "none":
+                if not is_url:
+                    parser.error(f"--prefill: the port {value} follows no URL")
+                found[-1] += f"#{value}"
+            else:
+                found.append(value)
+            is_url = not (value.isdecimal() or value == "none")
+        setattr(namespace, self.dest, found)
 
 
 class _NoEffect(argparse.Action):

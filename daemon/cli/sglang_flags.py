@@ -66,14 +66,13 @@ _NO_EFFECT_BY_REASON: dict[str, str] = {
     "has no effect: traceparent is passed on, traces are not exported": "--enable-trace --otlp-traces-endpoint",
     "has no effect: workers are asked in HTTP/1.1": "--upstream-http2",
     "has no effect: a draining worker is removed when its last request ends": "--drain-settle-secs",
-    "has no effect without prefill and decode workers": "--prefill-policy --decode-policy --encode-policy",
+    "has no effect: there are no encode workers": "--encode-policy",
 }
 
 _REFUSED_BY_REASON: dict[str, str] = {
-    "prefill/decode disaggregation is not in this version": """
-        --pd-disaggregation --epd-disaggregation --prefill --decode --encode --vllm-pd-disaggregation
-        --kv-connector --vllm-discovery-address""",
-    "a worker is one URL; data-parallel ranks are not addressed": """
+    "encode workers are not in this version": "--epd-disaggregation --encode",
+    "workers are not discovered; name them by --prefill and --decode": "--vllm-discovery-address",
+    "a worker is one URL; data-parallel ranks (URL@RANK) are not addressed, the engine spreads over them": """
         --dp-aware --dp-minimum-tokens-scheduler --intra-node-data-parallel-size""",
     "Kubernetes discovery is not supported; use --workers-file": """
         --service-discovery --selector --service-discovery-port --service-discovery-namespace --prefill-selector

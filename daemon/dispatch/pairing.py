@@ -12,8 +12,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from msgspec.structs import replace as with_fields
-
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.resilience import LOCK_DEADLINE_US, SharedResilience
 from pointsman.daemon.dispatch.router import Ask, LiveRouter
@@ -24,6 +22,7 @@ from pointsman.daemon.resilience.table import Table
 from pointsman.daemon.resilience.words import MemoryWords
 from pointsman.daemon.routing.pairs import SGLANG, is_same_host
 from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN
+from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.table import PairPools, Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import NEUTRAL, Booked
@@ -111,7 +110,7 @@ class PairRouter:
                 return self._choose_combined(asked, table, pools, plan, prompt_tokens, now, refused)
             if asked.is_alone or self._is_short(pools, plan, candidates, prompt_tokens):
                 side = self._choose_alone(asked, table, pools.decode, candidates, plan, prompt_tokens, now)
-                found: Paired | Alone | None = Alone(side)
+                found: Paired | Alone = Alone(side)
             else:
                 with_room = self._with_room(candidates, asked, prompt_tokens, now)
                 if not with_room:
@@ -201,12 +200,12 @@ class PairRouter:
         now: float,
     ) -> Paired:
         assert plan.prefill is not None and plan.decode is not None
-        ask = replace(asked.ask, features=with_fields(asked.ask.features, is_stream=True))
+        ask = replace(asked.ask, features=_streamed(asked.ask.features, is_stream=True))
         pool = _only(pools.prefill, {prefill for prefill, _ in candidates})
         prefill = self._router.choose(ask, table, pool, plan.prefill, prompt_tokens, now)
         pool = _only(pools.decode, {decode for p, decode in candidates if p == prefill.slot})
         ask = Ask(
-            with_fields(asked.ask.features, is_stream=False),
+            _streamed(asked.ask.features, is_stream=False),
             asked.ask.body_bytes,
             is_retry=True,  # the request has paid for its retries
             is_fetched=True,
@@ -267,7 +266,7 @@ class PairRouter:
         booked = side.booked
         if booked.slot in overruled:
             booked.ticket = UNCOUNTED
-        elif not self._resilience.is_quiet and not self._resilience.is_closed(booked.slot):
+        elif not self._resilience.is_quiet() and not self._resilience.is_closed(booked.slot):
             ticket = self._resilience.acquire(booked.slot, now)
             if ticket is None:
                 return False
@@ -311,6 +310,11 @@ class PairRouter:
     def _locked(self) -> Iterator[bool]:
         with self._state.locked(LOCK_DEADLINE_US) as held:
             yield held
+
+
+def _streamed(features: Features, *, is_stream: bool) -> Features:
+    """What a pick reads of them. Who streams shows its first token; a decode worker's is not the end of a prefill."""
+    return Features(features.model, is_stream, features.lora, features.max_tokens)
 
 
 def _only(pool: Pool, slots: Collection[int]) -> Pool:

@@ -10,7 +10,7 @@ cdef object _COMPLETE
 cdef long long _H_PHASE, _PHASE_RUNNING, _H_PAUSE, _H_ACCESS_UNSAMPLED
 
 cdef class ShardContext:
-    cdef public object settings, segment, cells, loop, rng, router, admitting, pausing, explanations
+    cdef public object settings, segment, cells, loop, rng, router, admitting, pausing, pairs, explanations
     cdef public object recording, internal_token, elsewhere, guard, key_counts
     cdef public BodyBuffers buffers
     cdef public Series series

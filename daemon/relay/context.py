@@ -18,6 +18,7 @@ from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.elsewhere import Elsewhere
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.guard import Guard
+from pointsman.daemon.relay.pairs import Pairs
 from pointsman.daemon.relay.pausing import Pausing
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
@@ -62,6 +63,7 @@ class ShardContext:
         self.resilience = SharedResilience(state, shard)
         self.admitting = Admitting(self, self.resilience)
         self.pausing = Pausing(self)
+        self.pairs = Pairs(self, state)
         self.wheel = Wheel(time.monotonic, loop.call_later)
         self.explanations = ExplanationLog(segment, shard)
         self.recording = RecordingLog(segment, shard)

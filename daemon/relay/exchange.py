@@ -53,10 +53,11 @@ from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.pair import pair_up
 from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
-from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection
+from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection, UpstreamPool
 from pointsman.daemon.relay.usage import CARRY_BYTES, TOKENS
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
 from pointsman.daemon.resilience.retry import (
@@ -76,7 +77,6 @@ from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
 from pointsman.daemon.shm.native import key_of_bytes
-from pointsman.daemon.shm.recording import Taken
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
@@ -148,6 +148,8 @@ class Exchange(Routed):
             self.pool = self._pool()
             prompt_tokens = context.router.read_prompt(self.features)
             plan = self._plan(prompt_tokens)
+            if self.table.has_pairs:
+                self.pair, self.pool = pair_up(self, plan, self.pool)
             self._watch(plan)
             key = self.request.key
             limits = plan.key_limits if key is None or key.limits is None else key.limits
@@ -188,7 +190,7 @@ class Exchange(Routed):
 
     def start_any(self) -> None:
         """For questions that any healthy worker answers (`/version`)."""
-        self.pool = self.table.everyone
+        self.pool = self.table.for_questions
         self._watch(self.table.early_plan(None))
         self.context.resilience.enter_freely()
         self._has_free_permit = True
@@ -221,9 +223,10 @@ class Exchange(Routed):
             return
         self._send()
 
-    def _pool(self) -> Pool:
+    def _pool(self) -> Pool | None:
+        """None: if anybody serves the model, then a pair."""
         pool = self.table.pool_for(self.features.model)
-        if pool is None:
+        if pool is None and not self.table.has_pairs:
             raise model_not_found(self.features.model)
         return pool
 
@@ -289,6 +292,9 @@ class Exchange(Routed):
 
     def _pick(self, prompt_tokens: int = 0) -> None:
         """Choose and book. Raises RequestError when nobody can take it."""
+        if self.pair is not None:
+            self.pair.pick(prompt_tokens, self._failed)
+            return
         resilience = self.context.resilience
         pool = self.pool
         assert pool is not None
@@ -329,12 +335,16 @@ class Exchange(Routed):
                 self.features, self._body_size(), pool, plan, prompt_tokens, now, is_retry=is_retry
             )
         else:
-            booked = router.choose(self._ask(plan, now), self.table, pool, plan, prompt_tokens, now)
-        if self.decision is None and plan is not None and self.context.words.get(_H_RECORDING):
-            self.taken = self.context.recording.begin(router.chain, self.request.started)
-        self.booked = self.decision = booked
-        self.worker = booked.worker
+            booked = router.choose(self.ask(plan, now), self.table, pool, plan, prompt_tokens, now)
+        self.take(booked, booked)
         return booked
+
+    def take(self, booked: Booked, decision: Booked, *, is_probe: bool = False) -> None:
+        """`booked` is the worker whose answer is relayed; `decision`: whose pick is told of, for a pair prefill's."""
+        if self.decision is None and self.plan is not None and self.context.words.get(_H_RECORDING):
+            self.taken = self.context.recording.begin(self.context.router.chain, self.request.started)
+        self.booked, self.decision, self.worker = booked, decision, booked.worker
+        self._is_probe = is_probe
 
     def _is_plain(self, pool: Pool, plan: Plan, now: float) -> bool:
         """Whether nothing but prompt, loads and costs decides, and nobody wants to know why: nearly always."""
@@ -345,7 +355,7 @@ class Exchange(Routed):
             and now < self.context.next_sample
         )
 
-    def _ask(self, plan: Plan, now: float) -> Ask:
+    def ask(self, plan: Plan, now: float) -> Ask:
         request, context = self.request, self.context
         wants_explanation = context.is_sample_due(now)
         if request.wants_explanation and context.may_explain(self.client.peer):
@@ -385,7 +395,12 @@ class Exchange(Routed):
             return
         if self.context.is_paused():
             self._hold(self._send)
-            return
+        elif self.pair is not None:
+            self.pair.send()
+        else:
+            self.send_now()
+
+    def send_now(self) -> None:
         worker = self.worker
         assert worker is not None
         pool = self.context.upstreams.of(worker)
@@ -407,45 +422,54 @@ class Exchange(Routed):
             pool.put(connection)
         elif self.context.is_paused():
             pool.put(connection)
-            self._hold(self._send)
+            self._hold(self._send if self.pair is None else self.send_now)
         else:
             self._send_on(connection)
 
     def _send_on(self, connection: UpstreamConnection) -> None:
-        request = self.request
+        request, body = self.request, self._rest
+        if self.pair is not None:
+            if not self.pair.may_send_decode():
+                connection.pool.put(connection)
+                return
+            body = self.pair.decode_body or body
         self.upstream = connection
         self.connected_at = now = self.context.now()
         self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
-        pool = connection.pool
-        head = request_head(
+        head = self.request_head_for(connection.pool, request.body_size if body is None else len(body))
+        if body is not None:
+            connection.send(self, head, body)
+            self._watch_again(now)
+        else:
+            connection.send(self, head, request.body() if request.body_size else b"")
+
+    def request_head_for(self, pool: UpstreamPool, body_size: int) -> bytes:
+        request = self.request
+        return request_head(
             request.method,
             pool.base_path + request.target,
             pool.authority,
             request.passing_lines(),
             pool.authorization or request.authorization,
-            self._body_size() if request.has_body else None,
+            body_size if request.has_body else None,
             request.request_id,
         )
-        if self._rest is not None:
-            connection.send(self, head, self._rest)
-            self._watch_again(now)
-        else:
-            connection.send(self, head, request.body() if request.body_size else b"")
 
     def _connect_failed(self, worker: WorkerSpec, error: OSError) -> None:
         self._task = None
+        found = self.note_connect_failure(worker, error)
+        if not self.is_ended:
+            self._attempt_failed(Outcome(OutcomeKind.CONNECT_FAILED), found)
+
+    def note_connect_failure(self, worker: WorkerSpec, error: OSError) -> RequestError:
         context = self.context
         context.words.add(context.segment.layout.load(context.shard, worker.slot, at.L_CONNECT_FAILURES), 1)
         if error.errno in REFUSED:
             context.segment.set_status(worker.slot, at.STATUS_DOWN, expected=at.STATUS_UP)
-        if self.is_ended:
-            return
         if isinstance(error, TimeoutError):
             self._count_timeout(Deadline.CONNECT)
-            found = worker_timeout(f"the worker {worker.url} took no connection in time", "worker_connect_timeout")
-        else:
-            found = connect_failed(f"the worker {worker.url} cannot be reached: {error.strerror or error}")
-        self._attempt_failed(Outcome(OutcomeKind.CONNECT_FAILED), found)
+            return worker_timeout(f"the worker {worker.url} took no connection in time", "worker_connect_timeout")
+        return connect_failed(f"the worker {worker.url} cannot be reached: {error.strerror or error}")
 
     # --- attempts that fail
 
@@ -468,13 +492,17 @@ class Exchange(Routed):
         context, now = self.context, self.context.now()
         booked, pool = self.booked, self.pool
         failed = self._failed if booked is None else (*self._failed, booked.slot)
+        if self.pair is not None:
+            has_other = self.pair.has_other(failed, now)
+        else:
+            has_other = pool is not None and context.resilience.has_other(pool, failed, now)
         section = (self.plan or self.table.early_plan(None)).retry
         attempt = Attempt(
             self.request.started,
             self.attempts,
             self.resends,
             self.head is not None and self._rest is None,
-            pool is not None and context.resilience.has_other(pool, failed, now),
+            has_other,
             self.watch.ends_at,
         )
         return RetryPolicy(section).decide(
@@ -486,6 +514,8 @@ class Exchange(Routed):
         if step.is_resend:
             self.resends += 1
             context.count(at.G_UPSTREAM_RESENDS)
+            if self.pair is not None:
+                self.pair.renew()
             self._send()
             return
         self._release_attempt(outcome)
@@ -502,10 +532,13 @@ class Exchange(Routed):
         self._held_data = b""
         if booked is None:
             return
-        self._failed = (*self._failed, booked.slot)
+        verdict = verdict_of(outcome.counts_as) if outcome.status else Verdict.FAILURE
+        failed: tuple[int, ...] = (booked.slot,)
+        if self.pair is not None:
+            verdict, failed = self.pair.failed(outcome, verdict)
+        self._failed = (*self._failed, *failed)
         if outcome.kind is not OutcomeKind.CONNECT_FAILED:
             context.words.add(context.segment.layout.load(context.shard, booked.slot, at.L_FAILURES), 1)
-        verdict = verdict_of(outcome.counts_as) if outcome.status else Verdict.FAILURE
         self._unbook(context.now(), None, False, _NUMBERS[verdict])
 
     def _note_given_up(self, step: GiveUp) -> None:
@@ -537,13 +570,18 @@ class Exchange(Routed):
     def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns the position after this message's bytes in `data`, or NOT_TAKEN."""
         if head.status >= 400:
-            outcome = Outcome(OutcomeKind.STATUS, head.status, self._retry_after_of(head))
-            if self._is_retried(outcome, head, framing, data, position):
+            if self._is_retried(self.status_outcome(head), head, framing, data, position):
                 return NOT_TAKEN
-        elif head.is_event_stream and not framing.is_done:
+            return self._open(head, framing, data, position)
+        if self.pair is not None:
+            self.pair.decode_headed()
+        if head.is_event_stream and not framing.is_done:
             self._held, self.framing = head, framing
             return self._first_event(head, framing, data, position)
         return self._open(head, framing, data, position)
+
+    def status_outcome(self, head: ResponseHead) -> Outcome:
+        return Outcome(OutcomeKind.STATUS, head.status, self._retry_after_of(head))
 
     def _retry_after_of(self, head: ResponseHead) -> float | None:
         value = head.header(b"retry-after")
@@ -564,8 +602,11 @@ class Exchange(Routed):
             return len(data)
         self._held = None
         outcome = first_event_error(data, position)
-        if outcome is not None and self._is_retried(outcome, head, framing, data, position):
-            return NOT_TAKEN
+        if outcome is not None:
+            if self._is_retried(outcome, head, framing, data, position):
+                return NOT_TAKEN
+            if self.pair is not None:
+                self.pair.failed(outcome, Verdict.NEUTRAL)
         return self._open(head, framing, data, position, outcome is not None)
 
     def _open(
@@ -591,9 +632,7 @@ class Exchange(Routed):
             and not self._is_unchunked
             and not self.context.closes_connections()
         )
-        out = client_head(
-            head, request.is_http_1_0, self.is_keep_alive, own_headers(self)
-        )
+        out = client_head(head, request.is_http_1_0, self.is_keep_alive, own_headers(self))
         available = len(data) - position
         is_read = self._is_unchunked or self.transcript is not None
         if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or is_read:
@@ -640,8 +679,10 @@ class Exchange(Routed):
     def _judge(self, status: int) -> None:
         """What the head says of the worker, before the client can act on it: on another shard, perhaps."""
         if status >= 400:
-            verdict = _NUMBERS[verdict_of(status)]
-            self._unbook(self.context.now(), None, False, verdict)
+            verdict = verdict_of(status)
+            if self.pair is not None:
+                verdict, _ = self.pair.failed(Outcome(OutcomeKind.STATUS, status), verdict)
+            self._unbook(self.context.now(), None, False, _NUMBERS[verdict])
         elif self._is_probe:
             self._tell_breaker(SUCCEEDED)
 
@@ -671,6 +712,8 @@ class Exchange(Routed):
         now = self.first_byte_at = self.context.now()
         if head.is_event_stream and self.booked is not None:
             self.context.router.first_token(self.booked, now)
+        if self.pair is not None:
+            self.pair.decode_began()
 
     def _note_usage(self, data: bytes) -> None:
         """`data` may begin before the body and end behind it; what is looked for is in neither."""
@@ -862,7 +905,10 @@ class Exchange(Routed):
             error = worker_timeout(f"no complete answer within {section.total_s:g} s", how.code)
             has_silent_worker = self.upstream is not None and not self.watch.has_answer
             self.is_exhausted = self.head is None
-            self._finish_with(error, Ending.TIMEOUT, FAILED if has_silent_worker else NEUTRAL)
+            verdict = Verdict.FAILURE if has_silent_worker else Verdict.NEUTRAL
+            if self.pair is not None and self.head is None:
+                verdict, _ = self.pair.failed(Outcome(OutcomeKind.TIMEOUT), Verdict.FAILURE)
+            self._finish_with(error, Ending.TIMEOUT, _NUMBERS[verdict])
 
     def _watch_again(self, now: float) -> None:
         """Another deadline runs than a moment ago."""
@@ -974,6 +1020,8 @@ class Exchange(Routed):
             self._task = None
         if self._pause is not None:
             self._pause.cancel()
+        if self.pair is not None:
+            self.pair.end(is_complete=ending is Ending.COMPLETE)
         self.features.prompt = ()
         report(self, status, ending, now)
         self.client.exchange_ended(self)
@@ -982,6 +1030,47 @@ class Exchange(Routed):
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
+
+    # --- what the other leg of a pair does to it (relay.pair)
+
+    @property
+    def rest(self) -> bytes | None:
+        return self._rest
+
+    def again(self) -> None:
+        self._again()
+
+    def watch_leg(self, now: float) -> None:
+        """The prefill leg is sent: from here on the client waits for its first token."""
+        self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
+
+    def abandon_leg(self) -> None:
+        self._abandon_upstream()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def leg_failed(self, outcome: Outcome, error: RequestError) -> None:
+        self.abandon_leg()
+        self._attempt_failed(outcome, error)
+
+    def retry_or_answer(
+        self, connection: UpstreamConnection, head: ResponseHead, framing: BodyFraming, data: bytes, position: int
+    ) -> int:
+        """The prefill leg was refused: another attempt, or the client gets its answer as that of a plain request.
+
+        Returns what `head_received` does.
+        """
+        self.abandon_leg()
+        self.upstream = connection
+        if self._is_retried(self.status_outcome(head), head, framing, data, position):
+            return NOT_TAKEN
+        assert self.pair is not None
+        booked, is_probe = self.pair.hand_over()
+        self._unbook(self.context.now(), None, False)
+        self.take(booked, booked, is_probe=is_probe)
+        connection.exchange = self
+        return self._open(head, framing, data, position)
 
     def _leave(self, tokens: int | None) -> None:
         """Give the permit back, or the place in the queue."""

@@ -1,8 +1,8 @@
 """A request whose prompt one worker computes and whose answer another one generates.
 
 Theory of operation. The exchange is what it is for a plain request, with the *decode* worker: `exchange.booked`,
-`exchange.upstream`, the answer that is relayed, deadlines, retries. A `Pair` stands beside it for as long as the request
-lives: it picks both workers, keeps the prefill leg with its booking, and asks the machine of the protocol
+`exchange.upstream`, the answer that is relayed, deadlines, retries. A `Pair` stands beside it for as long as the
+request lives: it picks both workers, keeps the prefill leg with its booking, and asks the machine of the protocol
 (`pd.bootstrap`, `pd.two_step`) what follows from what. Each attempt has a machine of its own, and new rooms.
 
     exchange                                  pair                                      prefill leg
@@ -28,7 +28,7 @@ import orjson
 
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.pairing import Alone, PairAsk, Paired
-from pointsman.daemon.errors import RequestError, bad_answer, no_decode_memory
+from pointsman.daemon.errors import RequestError, bad_answer, bad_request, model_not_found, no_decode_memory
 from pointsman.daemon.pd import bodies
 from pointsman.daemon.pd.bodies import Shape
 from pointsman.daemon.pd.bootstrap import BootstrapPair
@@ -57,11 +57,11 @@ from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.relay.prefill_leg import PrefillLeg
 from pointsman.daemon.resilience.breaker import Verdict
-from pointsman.daemon.resilience.retry import GiveUp, Outcome, OutcomeKind
+from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 from pointsman.daemon.routing.pairs import MOONCAKE, is_bootstrap
-from pointsman.daemon.routing.table import PairPools, Plan
+from pointsman.daemon.routing.table import PairPools, Plan, Pool
 from pointsman.daemon.shm import layout as at
-from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED
+from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.exchange import Exchange
@@ -69,7 +69,26 @@ if TYPE_CHECKING:
 PATHS = frozenset(("/generate", "/v1/completions", "/v1/chat/completions"))
 """What both engines take in two legs."""
 GENERATING = frozenset((*PATHS, "/v1/responses", "/v1/messages"))
-NOT_TAKEN = -1
+
+
+def pair_up(exchange: Exchange, plan: Plan, regular: Pool | None) -> tuple[Pair | None, Pool]:
+    """Whether the request goes to a pair, and otherwise to whom: `regular`, unless only pairs serve its model.
+
+    Raises RequestError.
+    """
+    pairs, path = exchange.table.pairs_for(exchange.features.model, plan), exchange.route.path
+    if pairs is None:
+        if regular is None:
+            raise model_not_found(exchange.features.model)
+        return None, regular
+    if path in PATHS:
+        return Pair(exchange, pairs, plan, bodies.shape_of(exchange.request.body())), pairs.decode
+    if path not in GENERATING:
+        return None, pairs.prefill
+    if not pairs.combined.workers:
+        message = f"prefill and decode workers do not serve {path}; ask {', '.join(sorted(PATHS))}"
+        raise bad_request(message, code="not_for_pairs")
+    return None, pairs.combined
 
 
 class Pair:
@@ -79,7 +98,6 @@ class Pair:
     decode_body: bytes | None = None
     """what decode is sent in place of the client's body"""
     leg: PrefillLeg | None = None
-    has_merger = False
     waits_since = 0.0
     """for memory at a decode worker"""
     _failure: Fail | None = None
@@ -112,7 +130,7 @@ class Pair:
             return False
         ask = exchange.ask(self.plan, now)
         # vLLM's connectors hand over one sequence
-        asked = PairAsk(ask, is_alone=self.shape.answers > 1 and not self._is_bootstrap)
+        asked = PairAsk(ask, is_alone=self.shape.transfers is not None and not self._is_bootstrap)
         router = context.pairs.router
         found = router.choose(asked, exchange.table, self.pools, self.plan, prompt_tokens, now, failed)
         if found is None:
@@ -123,7 +141,7 @@ class Pair:
             context.pairs.counts.event("combined" if is_combined else "decode_alone")
             exchange.take(found.side.booked, found.side.booked, is_probe=found.side.is_probe)
             return True
-        self.paired, self._is_loaded = found, True
+        self.paired, self._is_loaded, self.waits_since = found, True, 0.0
         exchange.take(found.decode.booked, found.prefill.booked, is_probe=found.decode.is_probe)
         return True
 
@@ -161,6 +179,13 @@ class Pair:
         self._sent_at = now
         exchange.watch_leg(now)
         self._do(self.machine.receive(Started(), now))
+
+    @property
+    def header_line(self) -> bytes:
+        """For the client: who computed the prompt."""
+        if self.paired is None:
+            return b""
+        return b"X-Pointsman-Prefill-Worker: %b\r\n" % self.paired.prefill.worker.id.encode()
 
     def renew(self) -> None:
         """A connection that was reused turned out to be dead: the attempt begins anew, with the same workers."""
@@ -284,8 +309,6 @@ class Pair:
             if worker.kv_connector == MOONCAKE:
                 params = self._mooncake_params(worker, params)
         self.tell(Finished(Leg.PREFILL, params))
-        if self.leg is not None and self.shape.wants_input_logprobs and is_bootstrap(worker):
-            self.exchange.prompt_logprobs(answer or b"")
         self._pass_failure_on(bad_answer(f"the prefill worker {worker.url} told nothing for decode"))
 
     def _mooncake_params(self, worker: WorkerSpec, told: bytes | None) -> bytes:
@@ -310,27 +333,23 @@ class Pair:
 
         If no other attempt is made, the client gets this answer: the exchange goes on with the prefill worker alone.
         """
-        exchange, connection = self.exchange, leg.connection
-        assert connection is not None and self.paired is not None
-        outcome = exchange.status_outcome(head)
-        self.tell(Headed(Leg.PREFILL, outcome))
+        connection = leg.connection
+        assert connection is not None
+        self.tell(Headed(Leg.PREFILL, self.exchange.status_outcome(head)))
         if self._failure is None:
             return None
-        exchange.abandon_leg()
-        step = exchange.next_step(outcome)
-        if not isinstance(step, GiveUp):
-            leg.connection = None
-            connection.set_aside(head, framing, data, position)
-            exchange.retry(step, outcome)
-            return NOT_TAKEN
-        exchange.note_given_up(step)
-        self._count_failure(Leg.PREFILL, outcome)
-        side, self.paired = self.paired.prefill, None
-        leg.pair, leg.heir, self.leg = None, exchange, None
-        connection.exchange = exchange
-        self._is_loaded = False
-        exchange.go_on_with(side.booked, connection, is_probe=side.is_probe)
-        return exchange.open(head, framing, data, position)
+        leg.connection = None
+        return self.exchange.retry_or_answer(connection, head, framing, data, position)
+
+    def hand_over(self) -> tuple[Booked, bool]:
+        """The booking of the prefill worker, which is the only one from here on, and whether it is a probe."""
+        assert self.paired is not None and self.leg is not None
+        side = self.paired.prefill
+        if self._failure is not None:
+            self._count_failure(Leg.PREFILL, self._failure.outcome)
+        self.leg.pair, self.leg.heir = None, self.exchange
+        self.paired, self.leg, self._is_loaded = None, None, False
+        return side.booked, side.is_probe
 
     # --- the exchange
 

@@ -39,18 +39,24 @@ class MemoryLine:
         is_new = pair not in self._line
         if is_new:
             self._line.append(pair)
+        self._poll_soon()
+        return is_new
+
+    def _poll_soon(self) -> None:
         if not self._is_polling:
             self._is_polling = True
             self._context.loop.call_later(POLL_S, self._poll)
-        return is_new
 
     def leave(self, pair: Pair) -> None:
         if self._line and pair in self._line:
             self._line.remove(pair)
 
     def _poll(self) -> None:
-        """The first ones go as long as there is room; those that have waited too long are told so, wherever they are."""
+        """The first ones go as long as there is room; whoever has waited too long is told so, wherever it stands."""
         self._is_polling = False
+        if self._context.is_paused():
+            self._poll_soon()
+            return
         now = self._context.now()
         for pair in [pair for pair in self._line if now - pair.waits_since >= pair.plan.pd.headroom_wait_s]:
             pair.exchange.again()
@@ -62,9 +68,8 @@ class MemoryLine:
                 if pair.exchange.booked is None:
                     break
                 self._line.popleft()
-        if self._line and not self._is_polling:
-            self._is_polling = True
-            self._context.loop.call_later(POLL_S, self._poll)
+        if self._line:
+            self._poll_soon()
 
 
 class Pairs:

@@ -1,12 +1,11 @@
 """The prefill leg of a pair: its connection, and its answer, of which the client sees nothing but an error.
 
-For `UpstreamConnection` it is what an exchange is for a plain request. What happens to it is told to the `Pair`.
+It receives as an exchange does. What happens to it is told to the `Pair`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pointsman.config.snapshot import WorkerSpec
@@ -14,26 +13,20 @@ from pointsman.daemon.pd.legs import Broken, Finished, FirstByte, Headed, Leg
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead
+from pointsman.daemon.relay.upstream import Receiver, UpstreamConnection
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 from pointsman.daemon.shm import layout as at
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.exchange import Exchange
     from pointsman.daemon.relay.pair import Pair
-    from pointsman.daemon.relay.upstream import UpstreamConnection
 
 DRAIN_S = 10.0
 """for the rest of an answer that nobody waits for"""
 MAX_COLLECTED_BYTES = 64 << 20
 
 
-class PrefillLeg:
-    # what an upstream connection looks at
-    write_raw: Callable[[bytes], None] | None = None
-    bytes_out = 0
-    events = 0
-    usage_data = b""
-
+class PrefillLeg(Receiver):
     heir: Exchange | None = None
     """the exchange itself, once the client gets this leg's answer: it is an error"""
     connection: UpstreamConnection | None = None
@@ -49,14 +42,11 @@ class PrefillLeg:
         self.exchange = pair.exchange
         self.context = pair.exchange.context
         self.method = pair.exchange.method
+        self.usage_data = b""
         self.worker = worker
         self._body = body
         self._pieces: list[bytes] | None = [] if collects else None
         self._collected = 0
-
-    @property
-    def has_paused_upstream(self) -> bool:
-        return self.heir is not None and self.heir.has_paused_upstream
 
     def start(self, *, is_fresh: bool) -> None:
         """`is_fresh`: on a new connection."""
@@ -105,7 +95,7 @@ class PrefillLeg:
     def _send_on(self, connection: UpstreamConnection) -> None:
         self.connection = connection
         head = self.exchange.request_head_for(connection.pool, len(self._body))
-        connection.send(self, head, self._body)  # type: ignore[arg-type]  # it does what an exchange does there
+        connection.send(self, head, self._body)
 
     # --- the answer, as the upstream connection reports it
 
@@ -116,6 +106,7 @@ class PrefillLeg:
         if head.status >= 400 and self.pair is not None:
             end = self.pair.prefill_refused(self, head, framing, data, position)
             if end is not None:
+                self.has_paused_upstream = self.heir is not None and self.heir.has_paused_upstream
                 return end
         self._head = head
         self._tell(Headed(Leg.PREFILL))
@@ -177,9 +168,7 @@ class PrefillLeg:
 
     def _broken(self, kind: OutcomeKind, reason: str) -> None:
         self._abandon()
-        self.context.words.add(
-            self.context.segment.layout.load(self.context.shard, self.worker.slot, at.L_FAILURES), 1
-        )
+        self.context.words.add(self.context.segment.layout.load(self.context.shard, self.worker.slot, at.L_FAILURES), 1)
         self._tell_broken(Outcome(kind), reason)
 
     def _abandon(self) -> None:

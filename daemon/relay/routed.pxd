@@ -24,7 +24,7 @@ cdef class Routed(Receiver):
     cdef public UpstreamConnection upstream
     cdef public ResponseHead head
     cdef public BodyFraming framing
-    cdef public object route, features, table, plan, pool, worker, booked, decision, taken, usage, blame, transcript
+    cdef public object route, features, table, plan, pool, worker, booked, decision, taken, usage, blame, transcript, pair
     cdef public str asked_strategy
     cdef public int status, attempts, resends, continuations
     cdef public bint is_exhausted, is_keep_alive, is_ended

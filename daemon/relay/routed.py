@@ -22,6 +22,7 @@ from pointsman.daemon.shm.recording import Taken
 if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
     from pointsman.daemon.relay.continuation import Transcript
+    from pointsman.daemon.relay.pair import Pair
     from pointsman.daemon.relay.passage import Passage
 
 
@@ -90,6 +91,8 @@ class Routed(Receiver):
     """whose fault the error was that it ended with"""
     transcript: Transcript | None
     """of a stream that another worker may have to continue"""
+    pair: Pair | None
+    """of a request whose prompt another worker computes"""
 
     def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
         self.client = client

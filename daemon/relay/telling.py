@@ -36,6 +36,10 @@ def own_headers(exchange: Routed) -> bytes:
     assert upstream is not None
     generation = exchange.table.generation
     head = b"X-Request-Id: " + exchange.request.request_id + b"\r\n" + upstream.pool.identity(generation)
+    if exchange.pair is not None:
+        head += exchange.pair.header_line
+    if exchange.pair is not None:
+        head += exchange.pair.header_line
     if exchange.attempts > 1 or exchange.is_exhausted:
         head += _lines(attempt_headers(exchange))
     if plan is None:
@@ -92,7 +96,9 @@ def _decision_head(exchange: Routed, decision: Booked) -> dict[str, object]:
 def _decision_json(exchange: Routed, decision: Booked) -> dict[str, object]:
     found = _decision_head(exchange, decision)
     if decision.explanation is not None:
-        found["explanation"] = decision.explanation.as_json([w.url for w in exchange.table.everyone.workers])
+        found["explanation"] = decision.explanation.as_json(
+            [w.url for w in exchange.table.fleet(decision.worker.role).workers]
+        )
     return found
 
 

@@ -24,10 +24,10 @@ from pointsman.config.resilience import (
 from pointsman.config.snapshot import MAX_TOKENS, Profile, Snapshot, WorkerSpec
 from pointsman.daemon.errors import RequestError, no_worker
 from pointsman.daemon.routing.auto_profile import Hints, pick_profile
+from pointsman.daemon.routing.chain import parse_strategy
 from pointsman.daemon.routing.expected_cost import ExpectedCost, ExpectedCostParameters
 from pointsman.daemon.routing.keys import KeyRing
 from pointsman.daemon.routing.pairs import is_compatible
-from pointsman.daemon.routing.policies import canonical
 from pointsman.daemon.routing.selection import Selection
 from pointsman.daemon.routing.strategies import PD, read_profile
 
@@ -234,6 +234,10 @@ class RoutingTable:
         """Who is asked what any worker answers."""
         return self.everyone if self.everyone.workers else self._fleets["prefill"]
 
+    @property
+    def has_pairs(self) -> bool:
+        return bool(self._pairs) or self._undeclared_pairs is not None
+
     def _all_pairs(self) -> tuple[dict[str, PairPools], PairPools | None]:
         """By model; and for models that nobody announces."""
         paired = (*self._by_role["prefill"], *self._by_role["decode"])
@@ -252,7 +256,8 @@ class RoutingTable:
         combined = [
             worker
             for worker in self._regular
-            if worker.labels.get(COMBINED_LABEL) == "true" and (not worker.models or not model or model in worker.models)
+            if worker.labels.get(COMBINED_LABEL) == "true"
+            and (not worker.models or not model or model in worker.models)
         ]
         return PairPools(
             self._pool(prefills, model, "prefill"),
@@ -288,7 +293,7 @@ class RoutingTable:
         """Compiled as a profile of this generation. Raises RequestError 400 for a strategy that does not exist."""
         snapshot = self.snapshot
         strategy = profile.strategy or snapshot.default_policy
-        is_pd = canonical(strategy) == PD
+        is_pd = parse_strategy(strategy)[0].name == PD
         pd = msgspec.convert(snapshot.default_pd | profile.pd, PdSection)
         selection, cost = self._selection(profile, pd.prefill_policy if is_pd else strategy)
         # a profile's own strategy is for prefills, too, unless it says otherwise

@@ -1,4 +1,4 @@
-"""What became of the legs of prefill/decode pairs: one row of words per shard, written by it alone, added up by readers.
+"""What became of the legs of prefill/decode pairs: one row of words per shard, its own; readers add up.
 
 Words 0 … 63 count, then come two histograms in the form of `telemetry.series`.
 """

@@ -16,7 +16,7 @@ import uvloop
 from pointsman.scripts.simulated_engine.faults import Fault, decode_faults
 from pointsman.scripts.simulated_engine.model import EngineLimits
 from pointsman.scripts.simulated_engine.server import SimulatedEngine
-from pointsman.scripts.simulated_engine.settings import FLAVORS, EngineSettings
+from pointsman.scripts.simulated_engine.settings import FLAVORS, ROLES, EngineSettings
 from pointsman.scripts.simulated_engine.timing import PRESETS
 
 
@@ -45,6 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help='like {"kind":"status","status":500,"times":3}; see faults.py',
     )
+    add("--role", choices=ROLES, default=settings.role, help="of prefill/decode disaggregation; see transfer.py")
+    add("--bootstrap-port", type=int, default=0, help="of the first prefill engine's side channel; 0 takes free ones")
+    add("--bootstrap-timeout", type=float, default=settings.bootstrap_timeout_s, metavar="SECONDS")
+    add("--sticky-sessions", action="store_true", help="a failed transfer fails all later ones of these two engines")
+    add("--kv-lease", type=float, default=settings.kv_lease_s, metavar="SECONDS")
     add("--exit-on-stdin-eof", action="store_true", help="end when the starting process does")
     return parser
 
@@ -74,6 +79,11 @@ def read_settings(options: argparse.Namespace) -> EngineSettings:
         max_model_tokens=options.max_model_tokens,
         default_max_tokens=options.default_max_tokens,
         faults=tuple(options.fault),
+        role=options.role,
+        bootstrap_port=options.bootstrap_port,
+        bootstrap_timeout_s=options.bootstrap_timeout,
+        sticky_sessions=options.sticky_sessions,
+        kv_lease_s=options.kv_lease,
     )
 
 
@@ -87,9 +97,12 @@ async def serve(settings: EngineSettings, count: int, exits_on_stdin_eof: bool) 
     async with AsyncExitStack() as stack:
         for i in range(count):
             port = settings.port + i if settings.port else 0
-            engine = SimulatedEngine(replace(settings, port=port))
+            is_prefill = settings.role == "prefill" and settings.bootstrap_port
+            bootstrap_port = settings.bootstrap_port + (i if is_prefill else 0)
+            engine = SimulatedEngine(replace(settings, port=port, bootstrap_port=bootstrap_port))
             await stack.enter_async_context(engine)
-            print(json.dumps({"url": engine.url, "port": engine.port, "pid": os.getpid()}))
+            address = {"url": engine.url, "port": engine.port, "pid": os.getpid()}
+            print(json.dumps({**address, "bootstrap_port": engine.bootstrap_port}))
         print("ready", flush=True)
         await stop.wait()
 

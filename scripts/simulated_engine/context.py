@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from aiohttp import web
@@ -16,6 +16,9 @@ from pointsman.scripts.simulated_engine.metrics import EngineMetrics
 from pointsman.scripts.simulated_engine.model import Engine, RequestTooLargeError
 from pointsman.scripts.simulated_engine.reply import Reply
 from pointsman.scripts.simulated_engine.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from pointsman.scripts.simulated_engine.transfer import Transfers
 
 JsonObject = dict[str, Any]
 
@@ -63,6 +66,8 @@ class EngineContext:
     weight_updates: int = 0
     is_asleep: bool = False
     is_profiling: bool = False
+    transfers: "Transfers | None" = None
+    """None: this engine does it all."""
 
 
 @dataclass(slots=True)
@@ -78,6 +83,8 @@ class Call:
     request_id: str
     created_s: int
     ticket: Ticket | None = None
+    transfer_params: JsonObject | None = None
+    """for decode, in the answer of a prefill engine"""
 
     def json(self) -> JsonObject:
         if not self.body:
@@ -111,6 +118,8 @@ class Call:
         return ticket
 
     async def send_json(self, document: object, status: int = 200) -> web.StreamResponse:
+        if self.transfer_params is not None and isinstance(document, dict):
+            document = {**document, "kv_transfer_params": self.transfer_params}
         return await self.reply.send(orjson.dumps(document), status=status)
 
 

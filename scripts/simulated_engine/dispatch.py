@@ -13,6 +13,7 @@ from pointsman.scripts.simulated_engine.faults import NO_FAULTS, Fault, FaultPla
 from pointsman.scripts.simulated_engine.journal import RequestRecord
 from pointsman.scripts.simulated_engine.reply import BodyCutError, Reply, hang
 from pointsman.scripts.simulated_engine.surfaces import CONTROL_PREFIX, INFERENCE_ROUTES, find_handler
+from pointsman.scripts.simulated_engine.transfer import PATHS
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -24,7 +25,7 @@ async def dispatch(context: EngineContext, request: web.BaseRequest) -> web.Stre
     except web.RequestPayloadError:
         return web.Response(status=400, text="the request body is broken")
     if path.startswith(CONTROL_PREFIX):
-        return await _answer(_open_call(context, request, body, NO_FAULTS), request.method)
+        return await _answer(_open_call(context, request, body, NO_FAULTS), request.method, NO_FAULTS)
     request_id = choose_request_id(request.headers)
     record = context.journal.begin(request.method, path, request.raw_headers, _peer_port(request), request_id, body)
     is_inference = path in INFERENCE_ROUTES
@@ -44,7 +45,7 @@ async def _serve(call: Call, request: web.BaseRequest, record: RequestRecord, pl
     try:
         response = await _strike_before(call, plan)
         if response is None:
-            response = await _answer(call, request.method)
+            response = await _answer(call, request.method, plan)
     except asyncio.CancelledError:
         _note_loss(call, record)
         raise
@@ -68,9 +69,12 @@ def _note_loss(call: Call, record: RequestRecord) -> None:
         call.context.journal.note_disconnect(record)
 
 
-async def _answer(call: Call, method: str) -> web.StreamResponse:
+async def _answer(call: Call, method: str, plan: FaultPlan) -> web.StreamResponse:
+    transfers = call.context.transfers
     try:
         handler = find_handler(method, call.path)
+        if transfers is not None and call.path in PATHS:
+            await transfers.take_part(call, plan.transfer)
         return await handler(call)
     except ApiError as error:
         return await call.reply.send(error.body(), status=error.status)

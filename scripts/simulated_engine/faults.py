@@ -12,6 +12,8 @@
 | error_event | a stream begins with an error event |
 | unhealthy   | health probes get `status` while requests work |
 | slow_start  | health probes and requests get 503 for the first `seconds` |
+| transfer_error | the KV transfer fails, for both engines (prefill/decode) |
+| room_lost   | the engine never meets the other one (SGLang), or tells it nothing (vLLM) |
 | refuse      | the listening socket is closed for `seconds`, or until the faults are replaced |
 
 hang, reset, close and truncate strike before the head, or after `after_bytes` of the body, or after
@@ -40,6 +42,8 @@ FaultKind = Literal[
     "unhealthy",
     "slow_start",
     "refuse",
+    "transfer_error",
+    "room_lost",
 ]
 HEALTH_PATHS = frozenset({"/health", "/health_generate", "/ping", "/ready"})
 _CUTS = frozenset({"hang", "reset", "close", "truncate"})
@@ -72,6 +76,7 @@ class FaultPlan:
     cut: Fault | None = None
     drip: Fault | None = None
     error_event: Fault | None = None
+    transfer: Fault | None = None
 
     @property
     def touches_body(self) -> bool:
@@ -149,6 +154,7 @@ def _compose_plan(struck: Sequence[Fault]) -> FaultPlan:
         cut=first("hang", "reset", "close", "truncate", mid_body=True),
         drip=first("drip"),
         error_event=first("error_event"),
+        transfer=first("transfer_error", "room_lost"),
     )
 
 

@@ -15,6 +15,7 @@ class EngineAddress:
     url: str
     port: int
     pid: int
+    bootstrap_port: int = 0
 
 
 @contextmanager

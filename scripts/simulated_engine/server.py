@@ -14,6 +14,7 @@ from pointsman.scripts.simulated_engine.metrics import EngineMetrics
 from pointsman.scripts.simulated_engine.model import Engine
 from pointsman.scripts.simulated_engine.settings import EngineSettings
 from pointsman.scripts.simulated_engine.timing import PRESETS
+from pointsman.scripts.simulated_engine.transfer import Transfers
 
 
 class SimulatedEngine:
@@ -32,6 +33,9 @@ class SimulatedEngine:
         driver = EngineDriver(model, settings.speed, metrics)
         context = EngineContext(settings, model, metrics, driver, listener)
         context.faults.arm(settings.faults, time.monotonic())
+        if settings.role != "regular":
+            context.transfers = Transfers(settings)
+            await context.transfers.start()
         self._listener, self._context = listener, context
         await listener.start(self._handle, self._count_connection)
         refusal = context.faults.refusal()
@@ -42,6 +46,8 @@ class SimulatedEngine:
         """Ends at once: streams are aborted, nothing is drained."""
         if self._context is not None:
             self._context.driver.stop()
+            if self._context.transfers is not None:
+                self._context.transfers.close()
         if self._listener is not None:
             await self._listener.close()
 
@@ -54,6 +60,11 @@ class SimulatedEngine:
     @property
     def port(self) -> int:
         return self.context.listener.port
+
+    @property
+    def bootstrap_port(self) -> int:
+        """0: it is no prefill engine."""
+        return 0 if self.context.transfers is None else self.context.transfers.port
 
     @property
     def url(self) -> str:

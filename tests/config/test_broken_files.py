@@ -184,7 +184,7 @@ PROFILES: dict[str, Case] = {
         "p.json",
         b'{"profiles": {},\n"lockedRoutingStrategy": "pd"}',
         ["p.json:2:1: lockedRoutingStrategy:"],
-        "prefill/decode routing is not in this version",
+        "'pd' cannot be locked",
     ),
     "an unknown lock": (
         "p.json",

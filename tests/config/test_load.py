@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pointsman.config.load import DEFAULT_PROFILES, DeclaredWorker, load_profiles, load_workers
-from pointsman.config.profiles_file import LATER
 from pointsman.config.snapshot import MAX_TOKENS, Match, Profile
 from pointsman.daemon.routing.checking import FileCheck
 
@@ -112,13 +111,11 @@ def test_an_aibrix_annotation_is_taken_and_what_does_not_act_is_said(tmp_path: P
     assert found.locked_strategy == "prefix-cache"
     inert = [w.removesuffix(": read, has no effect in this version") for w in found.warnings]
     assert inert == [
-        f"profiles.pd.routingStrategy: prefill/decode routing is not in this version; {LATER}",
         "profiles.pd.requestsPerSecondPerReplica",
         "profiles.pd.requestsInflight",
         "profiles.pd.routingConfig.combined",
-        "profiles.pd.routingConfig.prefillScorePolicy",
-        "profiles.pd.routingConfig.decodeScorePolicy",
     ]
+    assert found.profiles["pd"].pd == {"prefill_policy": "prefix_cache", "decode_policy": "kv_headroom"}
 
 
 def test_a_rule_that_hides_the_next_ones_is_said(tmp_path: Path) -> None:

@@ -74,12 +74,12 @@ def test_no_strategy_is_the_daemons_policy(tmp_path: Path, written: str | None) 
     assert profile_of(tmp_path, routingStrategy=written).strategy is None
 
 
-def test_prefill_decode_is_warned_about_and_replaced_a_lock_on_it_is_refused(tmp_path: Path) -> None:
+def test_pairs_may_be_asked_for_but_not_locked(tmp_path: Path) -> None:
+    """As in AIBrix, `pd` among others stands alone."""
     found = read(tmp_path, {"profiles": {"a": {"routingStrategy": "least-request,pd:2"}}})
-    assert found.profiles["a"].strategy is None
-    (warning,) = found.warnings
-    assert warning.startswith("profiles.a.routingStrategy: prefill/decode routing is not in this version; ")
-    with pytest.raises(ConfigErrors, match="lockedRoutingStrategy: prefill/decode"):
+    assert not found.warnings
+    assert RoutingTable(Snapshot(1, profiles=found.profiles)).plan_of(found.profiles["a"]).is_pd
+    with pytest.raises(ConfigErrors, match="lockedRoutingStrategy: 'pd' cannot be locked"):
         read(tmp_path, {"profiles": {}, "lockedRoutingStrategy": "pd"})
 
 
@@ -88,10 +88,11 @@ def test_the_first_example_of_aibrix_loads_as_it_is() -> None:
     assert found.default_profile == "pd"
     assert found.profiles == {
         "default": Profile("default", "random", prompt_tokens_max=4096),
-        "pd": Profile("pd", None, prompt_tokens_max=2048),
+        "pd": found.profiles["pd"],
         "low-latency": Profile("low-latency", "least-latency", prompt_tokens_max=2048),
     }
-    assert len(found.warnings) == 1
+    assert (found.profiles["pd"].strategy, found.profiles["pd"].prompt_tokens_max) == ("pd", 2048)
+    assert not found.warnings
     assert RoutingTable(Snapshot(1, profiles=found.profiles, default_profile=found.default_profile)).generation == 1
 
 
@@ -233,11 +234,24 @@ def test_a_strategy_beside_a_chain_is_warned_about(tmp_path: Path) -> None:
 
 def test_limits_are_warned_about_unless_they_are_off(tmp_path: Path) -> None:
     inert = {"requestsPerSecondPerReplica": 1, "requestsInflight": 2}
-    later = {"combined": True, "prefillScorePolicy": "prefix_cache", "pd": {"decodeAbortTimeout": 1}}
+    later = {"combined": True, "pd": {"decodeAbortTimeout": 1}}
     off = {"requestsPerSecond": 0, "requestsInflight": 0, "combined": False, "routingConfig": {"combined": False}}
     found = read(tmp_path, {"profiles": {"a": {**inert, "routingConfig": later}, "b": off}})
     keys = [warning.partition(":")[0].removeprefix("profiles.a.") for warning in found.warnings]
     assert keys == ["requestsPerSecondPerReplica", "requestsInflight", *(f"routingConfig.{key}" for key in later)]
+
+
+def test_settings_of_pairs(tmp_path: Path) -> None:
+    given = {"prefillPolicy": "least-request", "kv_lease_s": 5, "minUncachedTokens": 64}
+    assert profile_of(tmp_path, pd=given).pd == {
+        "prefill_policy": "least-request",
+        "kv_lease_s": 5.0,
+        "min_uncached_tokens": 64,
+    }
+    with pytest.raises(ConfigErrors, match=r"profiles\.a\.pd\.decode_policy: unknown policy 'randm'"):
+        profile_of(tmp_path, pd={"decode_policy": "randm"})
+    with pytest.raises(ConfigErrors, match="prefillScorePolicy: unknown policy 'x'"):
+        profile_of(tmp_path, routingConfig={"prefillScorePolicy": "x"})
 
 
 def test_sections_of_resilience(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_settings_and_serve_config_have_the_same_keys_types_and_defaults() -> No
         kinds = (
             {str}
             if key in ("log_level", "access_log_format", "explain_header", "routing_headers_denied", "metrics_compat")
+            or key == "kv_connector"
             else set(typing.get_args(field.annotation)) or {field.annotation}
         )
         assert kinds == set(typing.get_args(light[key].type)) or kinds == {light[key].type}, key
@@ -162,7 +163,11 @@ def test_errors_name_flag_variable_or_line(tmp_path: Path, monkeypatch: pytest.M
         ("policy = 'least_reqest'", "policy: unknown policy 'least_reqest' (did you mean 'least_request'?"),
         ("policy = 'random,power-of-two'", "policy: 'power_of_two' cannot be combined with others"),
         ("policy = 'random:x'", "policy: a weight is a whole number"),
-        ("policy = 'pd'", "policy: prefill/decode routing is not in this version"),
+        ("prefill_policy = 'pd'", "prefill_policy: 'pd' is the strategy that pairs them"),
+        ("decode_policy = 'x'", "decode_policy: unknown policy 'x'"),
+        ("prefill = ['http://a#x']", "prefill: 'http://a#x': expected URL#PORT"),
+        ("kv_connector = 'lmcache'", "kv_connector: "),
+        ("kv_lease_s = 0", "kv_lease_s: expected at least 0.1"),
         ("cache_threshold = 1.5", "cache_threshold: expected at most 1"),
         ("balance_abs_threshold = -1", "balance_abs_threshold: expected at least 0"),
         ("workers = 'http://a'", "workers: expected a list"),

@@ -24,6 +24,7 @@ async def state(call: Call) -> web.StreamResponse:
             "is_profiling": context.is_profiling,
             "engine": {**asdict(context.model.gauges()), "totals": asdict(context.model.totals)},
             "faults": context.faults.describe(),
+            "transfers": None if context.transfers is None else context.transfers.describe(),
         }
     )
 
@@ -65,4 +66,6 @@ async def restart(call: Call) -> web.StreamResponse:
     context.model.flush_cache()
     context.metrics.started_unix_s = time.time()
     context.is_asleep = context.is_profiling = False
+    if context.transfers is not None:
+        context.transfers.restarted()
     return await call.send_json({"status": "ok"})

@@ -121,7 +121,8 @@ class _GenerateAnswer:
         if finish_reason is not None and sequence.finished_s is not None:
             meta["e2e_latency"] = sequence.finished_s - sequence.arrived_s
         if self._wants_logprob:
-            meta["input_token_logprobs"] = _logprobs(output.prompt)
+            has_prompt = self._call.context.settings.role != "decode"
+            meta["input_token_logprobs"] = _logprobs(output.prompt) if has_prompt else []
             meta["output_token_logprobs"] = _logprobs(text.encode())
         return meta
 

@@ -89,7 +89,7 @@ async def model_info(call: Call) -> web.StreamResponse:
 
 
 async def server_info(call: Call) -> web.StreamResponse:
-    settings = call.context.settings
+    settings, transfers = call.context.settings, call.context.transfers
     return await call.send_json(
         {
             "model_path": settings.model,
@@ -102,8 +102,8 @@ async def server_info(call: Call) -> web.StreamResponse:
             "chunked_prefill_size": settings.limits.step_tokens,
             "dp_size": 1,
             "tp_size": 1,
-            "disaggregation_mode": "null",
-            "disaggregation_bootstrap_port": None,
+            "disaggregation_mode": "null" if settings.role == "regular" else settings.role,
+            "disaggregation_bootstrap_port": None if transfers is None else transfers.port or None,
             "version": VERSIONS[settings.flavor],
             "status": "ready",
             "internal_states": [_describe_load(call)],
