@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, cast
 
 import pytest
 from openai import InternalServerError
+from redis import Redis
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
-from tests.fakes.batches import MODEL, chat_line, client_of, content, submit, until_final
+from tests.daemon.stores.servers import needs_redis, redis_server
+from tests.fakes.batches import MODEL, chat_line, client_of, content, done, paused, submit, until_final
 from tests.fakes.gateway import Gateway, gateway, session
 from tests.fakes.processes import resident_bytes
 
@@ -81,11 +85,6 @@ def test_fifty_thousand_lines_and_200_mb_are_never_in_memory(engines: list[str],
     assert grown[1] < 40, f"shards: {grown[1]:.0f} MiB"
 
 
-def done(gate: Gateway, batch_id: str) -> int:
-    counts = client_of(gate).batches.retrieve(batch_id).request_counts
-    return 0 if counts is None else counts.completed + counts.failed
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_path: Path) -> None:
@@ -97,12 +96,7 @@ def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_pat
         ballast = client.files.create(file=("ballast", b"x" * 350_000), purpose="batch")
         batch = submit(client, [chat_line(f"line-{n}", max_tokens=60) for n in range(150)])
 
-        def paused() -> str | None:
-            extra = client.batches.retrieve(batch.id).model_extra or {}
-            reason: str | None = extra["pointsman"]["paused"]
-            return reason
-
-        gate.wait_until("it is paused", lambda: paused() == "no_space", 60)
+        gate.wait_until("it is paused", lambda: paused(gate, batch.id) == "no_space", 60)
         gate.wait_until("metrics say so", lambda: gate.metrics()["pointsman_batches_paused"] == 1)
         stored = done(gate, batch.id)
         assert 0 < stored < 150
@@ -113,6 +107,32 @@ def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_pat
         assert (final.model_extra or {})["pointsman"] == {"paused": None, "results_lost": 0}
         asked = [event["id"] for event in gate.log if event["event"] == "request" and event["path"] == CHAT]
         assert len(asked) == len(set(asked)) == 150, "what was answered while there was no room is not asked again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("redis", [pytest.param("", marks=needs_redis)])
+def test_a_store_that_stands_still_pauses_and_its_return_resumes(tmp_path: Path, redis: str) -> None:
+    with (
+        launch_engines(2, "--model", MODEL, "--preset", "h100-8b") as paced,
+        redis_server(tmp_path) as url,
+        gateway("--batch-store", url, workers=[engine.url for engine in paced]) as gate,
+        closing(Redis.from_url(url)) as server,
+    ):
+        gate.wait_log("batches_ready")
+        batch = submit(client_of(gate), [chat_line(f"line-{n}", max_tokens=40) for n in range(400)])
+        gate.wait_until("some lines", lambda: done(gate, batch.id) > 50, 60)
+        info = cast("dict[str, int]", server.info())
+        os.kill(info["process_id"], signal.SIGSTOP)
+        gate.wait_until("it is paused", lambda: paused(gate, batch.id) == "store_unavailable", 60)
+        assert done(gate, batch.id) < 400
+        os.kill(info["process_id"], signal.SIGCONT)
+        final = until_final(client_of(gate), batch.id, 90)
+        assert final.status == "completed"
+        assert len(content(client_of(gate), final.output_file_id)) == 400
+        asked = [event["id"] for event in gate.log if event["event"] == "request" and event["path"] == CHAT]
+        assert len(asked) == len(set(asked)) == 400, "what was answered meanwhile is not asked again"
+        assert gate.metrics()['pointsman_store_failures_total{code="timeout"}'] > 0
 
 
 @pytest.mark.slow

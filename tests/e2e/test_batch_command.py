@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,25 @@ def test_answers_and_failures_each_in_their_file(gate: Gateway, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.errors.jsonl", "out.jsonl"]
     code, told = finish(start(gate, tmp_path))
     assert (code, "is there already" in told) == (64, True)
+
+
+def test_on_a_terminal_the_progress_is_one_line_that_changes(gate: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line(f"l{n}", max_tokens=20) for n in range(40)]))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pointsman.daemon.main", "batch", "run", "in.jsonl", "-o", "out.jsonl"]
+    process = subprocess.Popen([*command, "--base-url", gate.url, "--concurrency", "4"], cwd=tmp_path, stderr=theirs)
+    os.close(theirs)
+    told = b""
+    with suppress(OSError):  # what a terminal without writers answers
+        while piece := os.read(ours, 4096):
+            told += piece
+    os.close(ours)
+    assert process.wait(10) == 0
+    bar, _, report = told.decode().partition("\r\n")
+    states = bar.split("\r\033[K")[1:]
+    assert "100 % 40/40" in states[-1]
+    assert len(set(states)) > 2, "it was seen on its way"
+    assert "40 of 40 succeeded: out.jsonl" in report
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -12,7 +12,7 @@ import pytest
 from openai import APIStatusError
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
-from tests.fakes.batches import MODEL, chat_line, client_of, content, submit, until_final
+from tests.fakes.batches import MODEL, chat_line, client_of, content, done, paused, submit, until_final
 from tests.fakes.gateway import Gateway, gateway
 
 LINES = 1500
@@ -32,12 +32,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-def paused(gate: Gateway, batch_id: str) -> str | None:
-    extra = client_of(gate).batches.retrieve(batch_id).model_extra or {}
-    reason: str | None = extra["pointsman"]["paused"]
-    return reason
 
 
 @pytest.mark.slow
@@ -86,11 +80,6 @@ def is_there(gate: Gateway, batch_id: str) -> bool:
         return bool(client_of(gate).batches.retrieve(batch_id))
     except APIStatusError:
         return False
-
-
-def done(gate: Gateway, batch_id: str) -> int:
-    counts = client_of(gate).batches.retrieve(batch_id).request_counts
-    return 0 if counts is None else counts.completed + counts.failed
 
 
 def fill(path: Path) -> None:

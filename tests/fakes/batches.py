@@ -62,3 +62,16 @@ def content(client: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     if file_id is None:
         return []
     return [json.loads(line) for line in client.files.content(file_id).read().splitlines()]
+
+
+def done(gate: Gateway, batch_id: str) -> int:
+    """Lines of a batch of the usual key that are."""
+    counts = client_of(gate).batches.retrieve(batch_id).request_counts
+    return 0 if counts is None else counts.completed + counts.failed
+
+
+def paused(gate: Gateway, batch_id: str) -> str | None:
+    """Why nothing goes on with it; None: it does."""
+    extra = client_of(gate).batches.retrieve(batch_id).model_extra or {}
+    reason: str | None = extra["pointsman"]["paused"]
+    return reason
