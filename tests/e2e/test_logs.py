@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
+from tests.fakes.data_plane import data_plane
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.traffic import Client, client_of_each, completion
 
@@ -38,7 +39,7 @@ def lines_of(gate: Gateway, path: str = "/v1/completions") -> list[dict[str, obj
     return [line for line in gate.log if line["event"] == "request" and line["path"] == path]
 
 
-def test_sampling_and_level_are_changed_on_all_shards_at_once(engine: str) -> None:
+def test_sampling_and_level_are_changed_on_all_shards_and_outlive_control(engine: str) -> None:
     with gateway("--access-log-sample", "0", workers=[engine]) as gate:
         gate.wait_healthy(1)
         with client_of_each(gate.pids("shard"), (gate.host, gate.port)) as clients:
@@ -56,26 +57,20 @@ def test_sampling_and_level_are_changed_on_all_shards_at_once(engine: str) -> No
             ask(clients, FINE)
             refused(clients, "half", gate)
             assert 0 < len(lines_of(gate)) - len(found) < FINE * len(clients)
-
-
-def test_a_level_outlives_control(engine: str) -> None:
-    with gateway(workers=[engine]) as gate:
         (control,) = gate.pids("control")
-        assert gate.admin("PUT", "/log-level", {"level": "debug"})[1]["level"] == "debug"
         os.kill(control, signal.SIGKILL)
         gate.wait_until("control is back", lambda: gate.pids("control") not in ([], [control]))
-        assert gate.admin("GET", "/log-level")[1]["level"] == "debug"
+        kept = {"level": "error", "access_log": True, "access_sample": 0.5}
+        assert gate.admin("GET", "/log-level")[1] == kept
         assert gate.admin("PUT", "/log-level", {"level": "loud"})[0] == 400
 
 
 def test_lines_as_text_have_the_same_fields(engine: str) -> None:
-    with gateway("--access-log-format", "text", workers=[engine]) as gate:
-        gate.wait_healthy(1)
-        with Client((gate.host, gate.port)) as client:
-            answer = client.ask(completion())
-        number = answer.headers["x-request-id"]
-        gate.wait_until("its line", lambda: any(f"id={number}" in line.get("text", "") for line in gate.log))
-        (line,) = [line["text"] for line in gate.log if f"id={number}" in line.get("text", "")]
-    assert f" 127.0.0.1 POST /v1/completions 200 -- id={number} shard=" in line
+    with data_plane(shards=1, workers=[engine], access_log_format="text") as plane:
+        with Client(plane.address) as client:
+            number = client.ask(completion()).headers["x-request-id"]
+        plane.wait_until("its line", lambda: f"id={number}" in plane.log_text())
+        (line,) = [line for line in plane.log_text().splitlines() if f"id={number}" in line]
+    assert f" 127.0.0.1 POST /v1/completions 200 -- id={number} shard=0 " in line
     assert f" worker={engine} attempts=1 " in line
     assert line.endswith(" end=complete")
