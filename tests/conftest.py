@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.processes import adopt_orphans, our_programs
+
 REQUIRE_ALL = os.environ.get("POINTSMAN_REQUIRE_ALL") == "1"
 """Set by CI: what a test needs is installed there, so a skip means that it silently stopped testing."""
+
+
+def pytest_sessionstart() -> None:
+    """In all test processes alike, so that no test depends on which of them have run before in the same one."""
+    adopt_orphans()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_strays() -> Iterator[None]:
+    """What a failed test has left running is not there to disturb the next file."""
+    before = our_programs()
+    yield
+    for pid in our_programs() - before:
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 40.0
 
 
 @dataclass(frozen=True)

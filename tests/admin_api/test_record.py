@@ -76,7 +76,7 @@ async def test_a_reader_that_leaves_ends_the_recording(aiohttp_client: Any) -> N
     response = await client.post("/record", json={"minutes": 1})
     assert await response.content.readline() == b"\n"
     response.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await port.closed.wait()
 
 

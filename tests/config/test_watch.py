@@ -14,8 +14,9 @@ import pytest
 
 from pointsman.config import watch as watching
 from pointsman.config.watch import links, watch
+from tests.fakes.leeway import leeway
 
-DEADLINE_S = 3.0
+DEADLINE_S = 30.0
 NEVER_S = 3600.0
 """no slow poll: what is seen within the deadline was seen by an event"""
 
@@ -115,7 +116,7 @@ async def test_a_burst_of_writes_is_one_report_or_few(tmp_path: Path) -> None:
             path.write_text(str(number))
         started = time.monotonic()
         await reports.next_is(path)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 1 * leeway()
 
 
 async def test_a_swapped_symlink_is_reported_and_its_new_target_is_watched(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ async def test_an_idle_watch_costs_next_to_nothing(tmp_path: Path) -> None:
     before = time.process_time()
     async for _report in watch([tmp_path / "a", tmp_path / "b"], stop, poll_s=0.5):
         pytest.fail("nothing changed")
-    assert time.process_time() - before < 0.02
+    assert time.process_time() - before < 0.02 * leeway()
 
 
 def test_links_names_every_step(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_pings_while_the_other_worker_prefills(plane: DataPlane, workers: list[S
     go = threading.Event()
 
     def slow(session: Session) -> bool:
-        assert go.wait(10)
+        assert go.wait(30)
         return whole(token("b", 2, "stop"), DONE)(session)
 
     turns = Turns(broken(token("a")), slow)
@@ -264,7 +264,7 @@ def test_a_body_is_kept_only_while_there_is_room(
 
     def breaks_later(session: Session) -> bool:
         session.write(SSE + chunks(token("a")))
-        assert go.wait(10)
+        assert go.wait(30)
         return False
 
     turns = Turns(breaks_later, whole(token("b", 2, "stop"), DONE))

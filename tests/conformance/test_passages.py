@@ -15,7 +15,7 @@ from tests.conformance.raw_http import Reader, get, post
 from tests.fakes.data_plane import DataPlane, data_plane
 from tests.fakes.processes import resident_bytes
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 Script = Callable[[socket.socket], None]
 

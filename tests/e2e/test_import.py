@@ -151,11 +151,11 @@ def test_limits_probes_metrics_and_names(engines: list[str], tmp_path: Path) -> 
         assert (admission["max_concurrent_requests"], admission["queue_size"]) == (64, 128)
         ask(gate, "count me")
         (metrics,) = gate.wait_log("ready")["metrics"]
-        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         assert 'sgl_router_requests_total{route="/v1/completions"} 1.0' in text
         assert "smg_worker_pool_size" in text
-        with urllib.request.urlopen(f"{gate.url}/v1/models", timeout=10) as answer:
+        with urllib.request.urlopen(f"{gate.url}/v1/models", timeout=30) as answer:
             assert json.load(answer)["data"][0]["id"] == "sim-model"
         flush = urllib.request.Request(f"{gate.url}/flush_cache", method="POST")
         flush.add_header("Authorization", f"Bearer {gate.token}")
@@ -170,7 +170,7 @@ def test_the_key_lets_in_and_reaches_the_engines(tmp_path: Path) -> None:
             assert ask(gate, "x", {"Authorization": f"Bearer {KEY}"}) == url
             with Client((gate.host, gate.port)) as client:
                 assert client.ask(completion()).status == 401
-        with urllib.request.urlopen(f"{url}/_sim/state", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}/_sim/state", timeout=30) as answer:
             requests = json.load(answer)["requests"]
     headers = {name.lower(): value for name, value in requests[-1]["headers"]}
     assert headers["authorization"] == f"Bearer {KEY}"

@@ -392,7 +392,7 @@ def test_a_bad_file_at_the_start_is_no_start(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text('{"keys": {"a": {"sha256": "abc"}}}')
     gate = Gateway(tmp_path, ["--api-key-file", str(path)])
-    assert gate.process.wait(20) == 78
+    assert gate.wait_ended(20) == 78
     gate.close()
     assert f"{path}:1:17: keys.a.sha256:" in gate.log_text()
 

@@ -31,7 +31,7 @@ def ask(gate: Gateway, path: str, method: str = "GET", **headers: str) -> tuple[
     (where,) = gate.wait_log("ready")["metrics"]
     request = urllib.request.Request(f"http://{where}{path}", method=method, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

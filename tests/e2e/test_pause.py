@@ -17,6 +17,7 @@ import pytest
 from pointsman.daemon.main import main
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.leeway import leeway
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.traffic import Client, Traffic, client_of_each, completion
 
@@ -36,7 +37,7 @@ def gate(engines: list[str]) -> Iterator[Gateway]:
 def started(engines: list[str]) -> int:
     total = 0
     for url in engines:
-        with urllib.request.urlopen(f"{url}/_sim/state", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}/_sim/state", timeout=30) as answer:
             total += json.load(answer)["inference_requests_total"]
     return total
 
@@ -49,7 +50,7 @@ def pause(gate: Gateway, mode: str = "hold", reason: str = "") -> dict[str, Any]
     began = time.monotonic()
     status, answer = gate.admin("POST", "/pause", {"mode": mode, "reason": reason})
     assert (status, answer["mode"]) == (200, mode)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 1.5 * leeway()
     return dict(answer)
 
 

@@ -56,7 +56,7 @@ class Recorder:
         )
 
     def end(self, code: int = 0) -> tuple[str, str]:
-        out, err = self.process.communicate(timeout=20)
+        out, err = self.process.communicate(timeout=60)
         assert self.process.returncode == code, err
         return out, err
 
@@ -211,7 +211,7 @@ def test_a_daemon_that_stops_ends_it(tmp_path: Path) -> None:
             asyncio.run(send(own, prompts(6)[:5]))
             own.signal(signal.SIGTERM)
             running.end()
-        own.process.wait(20)
+        own.process.wait(60)
     assert len(read_trace(target).requests) == 5
 
 

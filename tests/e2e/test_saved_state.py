@@ -125,7 +125,7 @@ def test_an_upgrade_takes_along_what_was_learned(tmp_path: Path) -> None:
         done = gate.upgrade()
         assert done.returncode == 0, done.stderr
         loaded = gate.wait_log("routing_state_loaded")
-        assert gate.process.wait(10) == 0
+        assert gate.wait_ended(10) == 0
         after = decisions(gate)
     assert loaded["workers"] == 3
     assert hit_share(after) == hit_share(before) > 0.95

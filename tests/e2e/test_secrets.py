@@ -16,7 +16,7 @@ def ask(url: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {CLIENT_KEY}", "Cookie": "cookie-secret"}
     request = urllib.request.Request(f"{url}?q={QUERY}", data=body, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
         error.close()

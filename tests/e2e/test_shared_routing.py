@@ -45,13 +45,13 @@ class HeldWorkers:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(30)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
         self._loop.call_soon_threadsafe(self._done.set)
-        self._thread.join(10)
+        self._thread.join(30)
         self._loop.close()
 
     def release(self) -> None:
@@ -221,7 +221,7 @@ def test_a_killed_shards_bookings_and_pins_are_reclaimed() -> None:
         victim, survivor = (plane.segment.gauge(shard, at.G_REQUESTS) for shard in (0, 1))
         assert min(victim, survivor) > 0
         plane.processes[0].kill()
-        plane.processes[0].wait(10)
+        plane.processes[0].wait(30)
         assert sum(bookings(plane)) == 200, "the dead do not tidy up"
         # what the supervisor does when it has buried a shard
         assert plane.segment.reclaim_shard(0) == victim

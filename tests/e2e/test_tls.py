@@ -20,6 +20,7 @@ from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.certificates import Authority, Pair
 from tests.fakes.edits import write_and_rename
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.leeway import leeway
 from tests.fakes.scripted_worker import OK, ScriptedWorker, Session
 from tests.fakes.traffic import Client, Traffic, client_of_each, completion, request
 
@@ -206,7 +207,7 @@ def test_a_bad_pair_at_the_start_is_no_start(tmp_path: Path, authority: Authorit
         (("--tls-client-ca", str(authority.file)), 64, "needs --tls-cert"),
     ):
         gate = Gateway(tmp_path, flags)
-        assert gate.process.wait(20) == code
+        assert gate.wait_ended(5) == code
         gate.close()
         assert says in gate.log_text()
 
@@ -244,8 +245,8 @@ def test_a_stop_waits_for_answers_and_not_for_idle_clients(engines: list[str], a
         gate.signal(signal.SIGTERM)
         assert b"data: [DONE]" in stream.read_to_end()
         ended = time.monotonic()
-        assert gate.process.wait(20) == 0
-        assert time.monotonic() - ended < 5.0
+        assert gate.wait_ended(5) == 0
+        assert time.monotonic() - ended < 5.0 * leeway()
         assert [client.read_more() for client in idle] == [b""] * 4, "they are told: the end is no broken connection"
 
 

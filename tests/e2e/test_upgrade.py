@@ -18,7 +18,8 @@ import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.gateway import Gateway, gateway
-from tests.fakes.processes import adopt_orphans, open_files, wait_for_orphan, wait_gone, wait_until
+from tests.fakes.leeway import leeway
+from tests.fakes.processes import open_files, wait_for_orphan, wait_gone, wait_until
 from tests.fakes.service_manager import ServiceManager
 from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, client_of_each, completion, request
 
@@ -133,7 +134,7 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
                 text = client.read_to_end()
                 assert text.endswith(LAST_CHUNK)
                 assert b"data: [DONE]\n\n" in text
-        assert gate.process.wait(5) == 0
+        assert gate.wait_ended(5) == 0
         gate.wait_log("predecessor_gone")
         wait_gone(old, 1)
         assert descriptors_of(gate.main_pid) == descriptors
@@ -160,7 +161,7 @@ def test_upgrades_can_follow_one_another_while_the_first_daemon_still_streams(en
             assert gate.process.poll() is None, "it has a stream to finish"
             answer = client.read_to_end()
             assert answer.endswith(LAST_CHUNK)
-        assert gate.process.wait(5) == 0
+        assert gate.wait_ended(5) == 0
         wait_gone(gate.successors[:-1], 5)
         assert descriptors_of(gate.main_pid) == descriptors, "three upgrades have left as much as none"
 
@@ -245,7 +246,7 @@ def test_other_addresses_are_opened_and_the_old_ones_given_up(
         settings.write_text(f'port = {free_port}\nadmin_listen = ["unix:{tmp_path}/run/other.sock"]\n')
         done = gate.upgrade()
         assert done.returncode == 0, done.stderr
-        assert gate.process.wait(5) == 0
+        assert gate.wait_ended(5) == 0
         assert [path.name for path in (tmp_path / "run").glob("*.sock")] == ["other.sock"]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(old, timeout=1)
@@ -329,7 +330,7 @@ def test_a_version_that_does_not_come_up_is_ended(tmp_path: Path, quick_engines:
         flag.unlink()
         assert done.returncode == FAILED
         assert reason in done.stderr
-        assert took < timeout_s + 2
+        assert took < timeout_s + 2 * leeway()
         assert_unharmed(gate, before)
         added = gate.add_worker(quick_engines[1])["worker_id"]
         upgraded(gate)
@@ -364,7 +365,7 @@ def test_the_daemon_can_be_stopped_during_an_upgrade(tmp_path: Path, quick_engin
             asked = pool.submit(gate.upgrade)
             gate.wait_log("upgrade_started")
             gate.signal(signal.SIGTERM)
-            assert gate.process.wait(10) == 0
+            assert gate.wait_ended(10) == 0
             assert "the daemon is stopping" in asked.result().stderr
         wait_gone([*processes, *gate.successors], 2)
         assert not gate.socket_path.exists()
@@ -405,10 +406,10 @@ def test_a_stop_ends_the_daemon_that_still_streams_too(engine: str) -> None:
             gate.signal(signal.SIGTERM)
             assert short.read_to_end().endswith(LAST_CHUNK)
             cut = endless.read_to_end()
-            assert 2.5 < time.monotonic() - started < 5
+            assert 2.5 < time.monotonic() - started < 3 + 2 * leeway()
         assert b"[DONE]" not in cut
         assert b'data: {"error"' in cut
-        assert gate.process.wait(5) == 0
+        assert gate.wait_ended(5) == 0
         assert wait_for_orphan(gate.main_pid, 5) == 0
 
 
@@ -421,9 +422,9 @@ def test_a_second_signal_ends_the_daemon_that_still_streams_at_once(engine: str)
         gate.wait_log("retiring_faster", timeout_s=2)
         started = time.monotonic()
         gate.signal(signal.SIGTERM)
-        assert gate.process.wait(2) == 0
+        assert gate.wait_ended(2) == 0
         assert wait_for_orphan(gate.main_pid, 2) == 0
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 1 * leeway()
 
 
 # --- systemd
@@ -431,7 +432,6 @@ def test_a_second_signal_ends_the_daemon_that_still_streams_at_once(engine: str)
 
 def test_systemd_hears_who_the_main_process_is(tmp_path: Path, quick_engines: list[str]) -> None:
     """MAINPID is the old one's last word, READY the new one's first; whoever is the main process feeds the watchdog."""
-    adopt_orphans()
     with socket.create_server(("127.0.0.1", 0), backlog=128) as data, ServiceManager(tmp_path, [data], 2.0) as manager:
         address = data.getsockname()
         manager.start("--workers", quick_engines[0])
@@ -446,7 +446,7 @@ def test_systemd_hears_who_the_main_process_is(tmp_path: Path, quick_engines: li
             assert named == f"MAINPID={manager.main_pid}"
             assert manager.main_pid != first
             assert manager.main is not None
-            assert manager.main.wait(10) == 0
+            assert manager.main.wait(30) == 0
             fed = manager.listen_until(time.monotonic() + 3.0).count("WATCHDOG=1")
             assert fed >= 2, "every second"
             report = traffic.stop()

@@ -22,8 +22,9 @@ from pointsman.admin_api.app import build_app
 from pointsman.admin_api.auth import AdminAuth, Trusting
 from pointsman.admin_api.server import AdminRunner
 from tests.fakes.control_port import FakeControlPort
+from tests.fakes.leeway import SLOW_MACHINE
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0 * SLOW_MACHINE
 
 
 @dataclass

@@ -13,6 +13,7 @@ from openai import OpenAI
 from openai.types import Batch
 
 from tests.fakes.gateway import Gateway
+from tests.fakes.leeway import leeway
 
 MODEL = "sim-model"
 FINAL = ("completed", "failed", "expired", "cancelled")
@@ -48,7 +49,7 @@ def submit(client: OpenAI, lines: Sequence[dict[str, Any]], endpoint: str = "/v1
 
 
 def until_final(client: OpenAI, batch_id: str, timeout_s: float = 30.0) -> Batch:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * leeway()
     waiting = threading.Event()
     while True:
         batch = client.batches.retrieve(batch_id)

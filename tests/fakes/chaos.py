@@ -36,7 +36,9 @@ from enum import Enum
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-READY_TIMEOUT_S = 10.0
+from tests.fakes.leeway import SLOW_MACHINE
+
+READY_TIMEOUT_S = 10.0 * SLOW_MACHINE
 SPLIT_S = 0.02
 END_OF_EVENT = b"\n\n\r\n"
 """of a chunk that holds one event, as engines write them"""

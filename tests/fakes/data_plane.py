@@ -32,8 +32,9 @@ from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.supervisor.listeners import data_sockets
+from tests.fakes.leeway import SLOW_MACHINE
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0 * SLOW_MACHINE
 
 
 def worker_spec(slot: int, url: str, **fields: Any) -> WorkerSpec:

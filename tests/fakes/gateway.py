@@ -17,10 +17,13 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from tests.fakes.processes import adopt_orphans, is_alive, wait_for_orphan
+from tests.fakes.leeway import SLOW_MACHINE, leeway
+from tests.fakes.processes import is_alive, wait_for_orphan
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
+UPGRADE_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 10.0 * SLOW_MACHINE
 T = TypeVar("T")
 
 
@@ -71,7 +74,7 @@ class Gateway:
             self._news.notify_all()
 
     def wait_log(self, event: str, timeout_s: float = START_TIMEOUT_S, **fields: Any) -> dict[str, Any]:
-        """The first log line of that event with those fields, past or to come."""
+        """The first log line of that event with those fields, past or to come. `timeout_s` as in `wait_until`."""
 
         def found() -> dict[str, Any] | None:
             for line in self.log:
@@ -79,7 +82,7 @@ class Gateway:
                     return line
             return None
 
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * leeway()
         with self._news:
             while (line := found()) is None:
                 ended = bool(self.log) and self.log[-1]["event"] == "end_of_log"
@@ -134,11 +137,19 @@ class Gateway:
     def signal(self, number: int) -> None:
         os.kill(self.main_pid, number)
 
+    def wait_ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Until the process that was started ends by itself; its exit code. What does not end is killed."""
+        try:
+            return self.process.wait(timeout_s * leeway())
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the daemon did not end:\n{self.log_text()}") from None
+
     def stop(self) -> int:
         """SIGTERM and wait; returns the exit code. What does not end is killed, and fails the test."""
         self.signal(signal.SIGTERM)
         try:
-            code = self.process.wait(STOP_TIMEOUT_S)
+            code = self.process.wait(STOP_TIMEOUT_S * leeway())
             return code if self.main_pid == self.process.pid else wait_for_orphan(self.main_pid, STOP_TIMEOUT_S)
         except (subprocess.TimeoutExpired, TimeoutError):
             self.kill()
@@ -156,20 +167,20 @@ class Gateway:
 
     def upgrade(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`pointsman upgrade`, as an operator calls it."""
-        adopt_orphans()
         command = [sys.executable, "-m", "pointsman.daemon.main", "upgrade", "--admin", f"unix:{self.socket_path}"]
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=90)
+        timeout_s = UPGRADE_TIMEOUT_S * leeway()
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=timeout_s)
 
     def close(self) -> None:
         """After the process has ended: the rest of its log is read, its pipe closed."""
         self.at_close.close()
-        self._reader.join(5)
+        self._reader.join(5 * leeway())
         if self.process.stderr is not None:
             self.process.stderr.close()
 
     # --- admin API
 
-    def admin(self, method: str, path: str, body: Any = None, timeout_s: float = 10.0) -> tuple[int, Any]:
+    def admin(self, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[int, Any]:
         """(status, decoded JSON or text) of one request over the unix socket."""
         import http.client
         import socket
@@ -211,7 +222,8 @@ class Gateway:
         return {_sample_name(sample.name, sample.labels): sample.value for sample in samples}
 
     def wait_until(self, what: str, holds: Callable[[], T], timeout_s: float = 10.0) -> T:
-        """Poll what the daemon reports until it is true."""
+        """Poll what the daemon reports until it is true. `timeout_s` is that of a quiet machine."""
+        timeout_s *= leeway()
         deadline = time.monotonic() + timeout_s
         waiting = threading.Event()
         while not (value := holds()):
@@ -257,4 +269,4 @@ def gateway(*arguments: str, workers: Sequence[str] = (), shards: int | None = 2
 
 def session() -> aiohttp.ClientSession:
     """A client without limits of its own."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60))
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=120))

@@ -20,6 +20,7 @@ from typing import Self, cast
 
 import uvloop
 
+from tests.fakes.leeway import leeway
 from tests.fakes.traffic import LAST_CHUNK
 
 TICK_S = 0.004
@@ -157,7 +158,7 @@ class Load:
 
     def wait(self, timeout_s: float = END_TIMEOUT_S) -> Sequence[Sample]:
         """Until `total` requests have ended."""
-        self._thread.join(timeout_s)
+        self._thread.join(timeout_s * leeway())
         assert not self._thread.is_alive(), f"{self.running} requests did not end in {timeout_s} s"
         return self.samples
 

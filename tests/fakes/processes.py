@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.fakes.leeway import leeway
+
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -66,8 +68,9 @@ def open_files(pid: int) -> list[str]:
 
 
 def wait_until(what: str, holds: Callable[[], bool], timeout_s: float) -> float:
-    """Poll the kernel until `holds`; returns how long that took."""
+    """Poll the kernel until `holds`; returns how long that took. `timeout_s` is that of a quiet machine."""
     started = time.monotonic()
+    timeout_s *= leeway()
     pause = threading.Event()
     while not holds():
         assert time.monotonic() - started < timeout_s, f"not in {timeout_s} s: {what}"
@@ -86,9 +89,24 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def our_programs() -> set[int]:
+    """Daemons, simulated engines and the like that are children of this process, by birth or adoption."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return {pid for pid in found if is_alive(pid) and b"\0-m\0pointsman." in _command_line(pid)}
+
+
+def _command_line(pid: int) -> bytes:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def wait_for_orphan(pid: int, timeout_s: float) -> int:
     """The exit code of an adopted process. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * leeway()
     pause = threading.Event()
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)

@@ -16,7 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
-TIMEOUT_S = 10.0
+from tests.fakes.leeway import SLOW_MACHINE
+
+TIMEOUT_S = 10.0 * SLOW_MACHINE
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
 

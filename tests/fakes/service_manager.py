@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.fakes.leeway import leeway
 from tests.fakes.processes import is_alive, wait_for_orphan
 
 START_TIMEOUT_S = 20.0
@@ -101,7 +102,7 @@ class ServiceManager:
     def stop(self, timeout_s: float = START_TIMEOUT_S) -> int:
         assert self.main is not None
         self.signal(signal.SIGTERM)
-        code = self.main.wait(timeout_s)
+        code = self.main.wait(timeout_s * leeway())
         return code if self.main_pid == self.main.pid else wait_for_orphan(self.main_pid, timeout_s)
 
     # --- notifications
@@ -111,7 +112,7 @@ class ServiceManager:
         self.wait_for(lambda said: said == line, line, timeout_s)
 
     def wait_for(self, fits: Callable[[str], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> str:
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * leeway()
         while True:
             for said in self._hear(deadline, what):
                 if fits(said):

@@ -24,6 +24,8 @@ from typing import Any, Self, cast
 
 import uvloop
 
+from tests.fakes.leeway import leeway
+
 PATH = "/v1/completions"
 ANSWER_TIMEOUT_S = 30.0
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -213,7 +215,7 @@ class Traffic:
 
     def wait(self, timeout_s: float = ANSWER_TIMEOUT_S) -> Report:
         """Until all requests have been answered."""
-        self._thread.join(timeout_s)
+        self._thread.join(timeout_s * leeway())
         assert not self._thread.is_alive(), f"the traffic did not end in {timeout_s} s: {self.report.answered} answered"
         return self.report
 
@@ -273,7 +275,7 @@ class Client:
     """One connection, one request after the other, by hand: for a test that wants to know where it is connected."""
 
     def __init__(self, address: tuple[str, int], timeout_s: float = 10.0, secure: ssl.SSLContext | None = None) -> None:
-        self.sock = socket.create_connection(address, timeout=timeout_s)
+        self.sock = socket.create_connection(address, timeout=timeout_s * leeway())
         if secure is not None:
             self.sock = secure.wrap_socket(self.sock, server_hostname="localhost")
         self.port: int = self.sock.getsockname()[1]

@@ -13,6 +13,7 @@ from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.answers import Answer, read_answer
 from tests.fakes.chaos import ChaosFleet, Cut, How, Status, Trouble, chaos
 from tests.fakes.gateway import Gateway
+from tests.fakes.leeway import leeway
 from tests.fakes.live_profiles import LiveProfiles, gateway_with
 from tests.fakes.load import Load, share, statuses
 from tests.fakes.permits import assert_none_is_held
@@ -95,15 +96,15 @@ def test_all_fail_all_the_time(fleet: ChaosFleet) -> None:
         print(f"p99 {slowest * 1000:.0f} ms, memory {grown / 2**20:+.1f} MiB")
         assert statuses(samples) == {503: REQUESTS}
         assert 0.5 * DEFAULTS.budget_ratio * requests <= extra <= budget(requests, took)
-        assert slowest < 1.0
+        assert slowest < 1.0 * leeway()
         assert grown < 4 * 2**20
         assert_nothing_stays(gate)
 
 
 # --- breakers
 
-QUICK = {"failure_threshold": 3, "success_threshold": 2, "timeout_s": 0.5, "window_s": 60}
-ONE_ATTEMPT = {"retry": {"max_retries": 1}, "timeouts": {"first_token_s": 0.2, "total_s": 5}}
+QUICK = {"failure_threshold": 3, "success_threshold": 2, "timeout_s": 1.0, "window_s": 60}
+ONE_ATTEMPT = {"retry": {"max_retries": 1}, "timeouts": {"first_token_s": 1.0, "total_s": 20}}
 
 
 class Watched:

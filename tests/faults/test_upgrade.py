@@ -13,6 +13,7 @@ import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.leeway import leeway
 from tests.fakes.processes import open_files, resident_bytes, wait_gone, wait_until
 from tests.fakes.service_manager import ServiceManager
 from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, completion, request
@@ -20,7 +21,7 @@ from tests.fakes.traffic import LAST_CHUNK, Client, Traffic, completion, request
 UPGRADES = 10
 STREAMS = 6
 """begun before each upgrade, ended after it"""
-TOKENS = 300
+TOKENS = 600
 TOKEN_S = 0.05
 ONCE = request({"model": "sim-model", "prompt": "count", "max_tokens": 1}, headers={"Connection": "close"})
 
@@ -82,9 +83,9 @@ def test_ten_upgrades_under_load_with_long_streams(engines: list[str], slow_engi
             took.append(answer["took_s"])
             assert answer["in_flight"] >= STREAMS, "the streams last longer than the upgrade"
             gate.wait_log("ready", pid=answer["pid"])
-        tokens = [one.result(60) for one in streams]
+        tokens = [one.result(120) for one in streams]
         reports = kept.stop(), single.stop()
-        assert gate.process.wait(20) == 0
+        assert gate.wait_ended(20) == 0
         wait_gone(gate.successors[:-1], 20)
         assert len(open_files(gate.main_pid)) == descriptors
         assert resident_bytes([gate.main_pid]) < memory + 8 * 2**20
@@ -120,4 +121,4 @@ def test_restarts_with_socket_activation_refuse_nobody(tmp_path: Path, engines: 
             gaps.append(report.longest_s)
         assert manager.stop() == 0
     print(f"\nlongest waits over a restart: {', '.join(f'{gap:.2f}' for gap in sorted(gaps))} s")
-    assert max(gaps) < 15
+    assert max(gaps) < 5 * leeway()

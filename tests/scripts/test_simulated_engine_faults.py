@@ -163,7 +163,7 @@ async def test_hang_before_the_head_until_the_client_leaves(
         async with asyncio.timeout(0.05):
             await status_of(session)
     assert await status_of(session, "/health") == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (await state_of(session))["disconnects"]:
             pass
     assert engine.context.journal.running == 0
@@ -286,7 +286,7 @@ async def test_refused_connections_for_some_seconds() -> None:
     async with SimulatedEngine(settings) as engine:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", engine.port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     async with aiohttp.ClientSession(engine.url) as session:

@@ -64,7 +64,7 @@ async def read_events(session: aiohttp.ClientSession, path: str, document: objec
 
 async def wait_for(condition: Any) -> None:
     """Lets the event loop run until the condition holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         # The engine under test tells nobody when it changes, and is not made to for this.
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -34,7 +34,7 @@ OWNER = "somebody"
 CHAT = "/v1/chat/completions"
 QUICK = Policy(retries=1, base_s=0.001, max_pause_s=0.001)
 STEPS = ("put_batch", "get_batch", "delete_batch", "stat_batch")
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Crash(BaseException):

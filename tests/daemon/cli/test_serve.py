@@ -241,7 +241,7 @@ def test_the_hand_over_is_an_exec_with_sealed_settings_and_without_pydantic(tmp_
     process = subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "ignore::UserWarning", "-c", code], stdout=subprocess.PIPE, text=True
     )
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     pid, settings, has_pydantic, is_safe_path, dev, warnings = json.loads(output)
     assert (pid, has_pydantic, is_safe_path, dev) == (process.pid, False, True, True)
     assert "ignore::UserWarning" in warnings

@@ -26,7 +26,7 @@ from pointsman.daemon.leash import Message
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import Segment
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 40.0
 POLL_S = 0.005
 
 Json = Any

@@ -306,7 +306,7 @@ async def test_a_drain_stops_changes_but_not_answers(tmp_path: Path, worker: Eng
         await daemon.workers_become(lambda workers: workers[0]["is_healthy"])
         daemon.segment.start_draining()
         daemon.say("drain")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (await daemon.call("POST", "/workers", {"url": other.url}))[0] != 503:
                 pass
         assert (await daemon.get("/status"))["state"] == "draining"

@@ -38,7 +38,7 @@ class Bench:
         readable = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(self.ours, readable.set)
-        await asyncio.wait_for(readable.wait(), 5)
+        await asyncio.wait_for(readable.wait(), 30)
         loop.remove_reader(self.ours)
         message, fd = leash.receive(self.ours)
         assert message is not None

@@ -12,6 +12,7 @@ from pointsman.config.snapshot import Shared, Snapshot, WorkerSpec
 from pointsman.daemon.control.residency import Residency
 from pointsman.daemon.shm.routing_state import GHOST_FACTOR, IndexSize, RoutingState
 from pointsman.daemon.shm.segment import EngineSignals, Segment
+from tests.fakes.leeway import leeway
 
 
 def spec(slot: int, kv_tokens: int | None = None) -> WorkerSpec:
@@ -66,7 +67,7 @@ async def test_a_lowered_capacity_is_reached_without_waiting_for_the_interval() 
     bench.fill(0, 9_000)
     bench.state.segment.report(0, EngineSignals(1.0, kv_tokens=100))
     task = asyncio.get_running_loop().create_task(bench.residency.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while bench.state.index.size(0) > 400:  # noqa: ASYNC110 - shared memory tells nobody
             await asyncio.sleep(0)
     task.cancel()
@@ -85,7 +86,7 @@ async def test_eviction_ends_at_once_and_leaves_the_index_sound() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.thread_time() - started < 0.01
+    assert time.thread_time() - started < 0.01 * leeway()
     assert bench.state.index.size(0) > 1_000
     assert bench.state.index.check() == []
 

@@ -231,7 +231,7 @@ async def test_one_that_is_cancelled_at_the_disk_does_not_meet_the_next_one(
 
     def slow(fd: int) -> None:
         at_disk.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", slow)

@@ -182,12 +182,12 @@ def test_a_stopped_holder_of_the_mutex_costs_the_booking_not_the_request(bench: 
     def hold() -> None:
         assert other.words.lock()
         taken.set()
-        done.wait(10)
+        done.wait(30)
         other.words.unlock()
 
     holder = threading.Thread(target=hold)
     holder.start()
-    taken.wait(10)
+    taken.wait(30)
     try:
         for headers in (None, {"x-session-id": "s"}):
             unlocked = bench.choose(0, "x" * 1000, 2.0, headers)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.fakes.processes import wait_until
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 HOLDER = Path(__file__).with_name("mooncake_holder.py")
 
 HAS_MOONCAKE = importlib.util.find_spec("mooncake") is not None
@@ -118,4 +118,4 @@ def mooncake_cluster(folder: Path, client_ttl_s: int = 3) -> Iterator[Cluster]:
 def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(10)
+        process.wait(30)

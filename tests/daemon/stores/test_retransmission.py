@@ -213,10 +213,10 @@ def test_closing_ends_the_pauses_and_then_the_backend(bench: Bench) -> None:
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.extend(store.put_many(["a"], [b"x"])))
     thread.start()
-    assert is_sent.wait(10)
+    assert is_sent.wait(30)
     store.close()
     assert bench.backend.is_closed
-    thread.join(10)
+    thread.join(30)
     assert results == [Transient(-800)]
     assert store.put_many(["b"], [b"x"]) == [Transient("cancelled")]
 
@@ -239,7 +239,7 @@ def test_no_more_threads_than_allowed() -> None:
 
     def note(keys: Sequence[str]) -> None:
         names.add(threading.current_thread().name)
-        meet.wait(10)
+        meet.wait(30)
 
     bench.backend.on_batch = note
     written(bench.store, keys_of(9))

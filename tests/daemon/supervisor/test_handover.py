@@ -19,7 +19,7 @@ from pointsman.config.snapshot import Snapshot, WorkerSpec
 from pointsman.daemon import leash
 from pointsman.daemon.supervisor import handover as module
 from pointsman.daemon.supervisor.handover import PROTOCOL, VARIABLE, Handover, HandoverError, Successor
-from tests.fakes.processes import adopt_orphans, wait_for_orphan
+from tests.fakes.processes import wait_for_orphan
 
 
 def example(**fields: Any) -> Handover:
@@ -132,7 +132,6 @@ sys.exit(5)
 
 
 def test_a_successor_inherits_the_sockets_and_is_no_child_of_ours() -> None:
-    adopt_orphans()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         command = [sys.executable, "-c", SAY, "serve"]
         successor = module.start_successor(command, os.environ | {"MARK": "m"}, example(data_fds=(sock.fileno(),)))
@@ -145,7 +144,7 @@ def test_a_successor_inherits_the_sockets_and_is_no_child_of_ours() -> None:
         assert message is not None
         assert message.pid == successor.pid
         assert message.reason == f"{os.getpid()} {sock.getsockname()[1]} m ['serve']"
-        successor.wait(10)
+        successor.wait(30)
         assert wait_for_orphan(successor.pid, 10) == 5
         successor.kill()
 
@@ -157,7 +156,6 @@ def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_killing_one_that_hangs(tmp_path: Path) -> None:
-    adopt_orphans()
     successor: Successor = module.start_successor(
         [sys.executable, "-c", "import time; time.sleep(60)"], os.environ, example()
     )

@@ -116,7 +116,7 @@ def test_the_constants_fit_the_layout() -> None:
 def test_the_request_path_imports_nothing_heavy() -> None:
     heavy = "{'prometheus_client', 'aiohttp', 'pydantic', 'msgspec'}"
     code = f"import sys, {series.__name__}; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=90)
 
 
 def test_counting_is_cheap(segment: Segment) -> None:
