@@ -200,13 +200,13 @@ class Bench:
                 return
 
     async def compare(self, endpoints: Sequence[Endpoint], load: Load, rounds: int, slice_s: float) -> None:
-        """Rounds in which every target is loaded for `slice_s`, each round begun by another one. The first round is a
-        warm-up. Overheads are over the first target."""
-        extent = Extent(ROUND_WARM_UP * slice_s, seconds=slice_s * (1 - ROUND_WARM_UP))
-        load = replace(load, extent=extent)
+        """Rounds in which every target is loaded for `slice_s`, each round begun by another one, behind a warm-up of
+        each. Overheads are over the first target."""
+        warm_up = replace(load, extent=Extent(0.0, seconds=load.extent.warm_up_s))
         for endpoint in endpoints:
-            if not self.is_interrupted:
-                await self._slice(self._begin(f"{endpoint.target.name} (warm-up)", endpoint, load), load)
+            if warm_up.extent.seconds and not self.is_interrupted:
+                await self._slice(self._begin(f"{endpoint.target.name} (warm-up)", endpoint, warm_up), warm_up)
+        load = replace(load, extent=Extent(ROUND_WARM_UP * slice_s, seconds=slice_s * (1 - ROUND_WARM_UP)))
         measured = [self._begin(endpoint.target.name, endpoint, load) for endpoint in endpoints]
         for number in range(rounds):
             turn = number % len(measured)
@@ -250,6 +250,7 @@ class Bench:
             measured.begun_ns = loop.recorder.measure_from_ns
         with suppress(asyncio.CancelledError):  # by `interrupt`
             await self._waiting
+        gc.unfreeze()
         measured.meter.stop()
         watcher.cancel()
         self._loop = self._waiting = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-WORKER_HEADERS = (b"x-smg-routed-worker-id", b"target-pod", b"x-pointsman-worker", b"x-worker-id")
+WORKER_HEADERS = (b"x-smg-routed-worker-id", b"target-pod")
 """Of which the first that an answer has names the worker that gave it."""
 
 

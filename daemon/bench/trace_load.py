@@ -12,8 +12,7 @@ from random import Random
 from pointsman.daemon.bench.arrivals import Follower, Pattern, arrivals
 from pointsman.daemon.bench.dialects import Ask
 from pointsman.daemon.bench.workloads import BYTES_PER_TOKEN
-from pointsman.scripts.replay.traces import Trace, TraceRequest
-from pointsman.scripts.replay.workload import spread
+from pointsman.scripts.replay.traces import Trace, TraceRequest, spread
 
 _ALPHABET = b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789"
 _KEPT_BLOCKS = 20_000

@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 
 from pointsman.daemon.bench import diff, processes
+from pointsman.daemon.bench.arrivals import Pattern
 from pointsman.daemon.bench.dialects import Dialect, Wire
 from pointsman.daemon.bench.files import write_report
 from pointsman.daemon.bench.loops import Extent
@@ -28,14 +29,13 @@ from pointsman.daemon.bench.tables import NONE, tables
 from pointsman.daemon.bench.target import Target, read_target
 from pointsman.daemon.bench.trace_load import TraceLoad
 from pointsman.daemon.bench.workloads import Workload, basic, filled, prefix_groups, realistic
-from pointsman.daemon.cli.bench_options import Command, read_command
+from pointsman.daemon.cli.bench_options import DEFAULT_CLIENTS, DEFAULT_URL, DEFAULT_WARM_UP_S, Command, read_command
 from pointsman.daemon.cli.bench_progress import Display
 from pointsman.daemon.cli.terminal import paint, plain, table
 from pointsman.daemon.errors import EXIT_CONFIG, EXIT_OK, EXIT_UNAVAILABLE
 from pointsman.scripts.replay.traces import read_trace
 
 EXIT_FAILED = 1
-DEFAULT_CLIENTS = 100
 KEY_VARIABLES = ("POINTSMAN_API_KEY", "OPENAI_API_KEY")
 _BARE_OPTIONS = ("url", "targets", "header", "quiet", "report_dir", "json_report", "ca_file", "min_success", "file")
 """Not part of how a load was, or written down in another way."""
@@ -49,6 +49,7 @@ def run(argv: list[str]) -> int:
     if command.scenario == "self-test":
         return _self_test()
     _check(command)
+    _settle(command)
     targets = _targets(command)
     load = _load(command)
     display = Display(is_quiet=command.given.quiet)
@@ -67,6 +68,10 @@ def _check(command: Command) -> None:
     given, error = command.given, command.parser.error
     if getattr(given, "rate", None) is not None and getattr(given, "concurrency", None) is not None:
         error("--rate and --concurrency exclude each other: an open loop has no clients")
+    if getattr(given, "arrivals", None) is not None and given.rate is None:
+        error("--arrivals is of --rate: clients that ask in turn have none")
+    if command.scenario == "compare" and given.url is not None:
+        error("compare takes its URLs as arguments, not with --url")
     if command.scenario == "realistic" and given.min_tokens > given.max_tokens:
         error("--min-tokens is above --max-tokens")
     if command.scenario == "progressive" and given.start_concurrency > given.max_concurrency:
@@ -75,6 +80,18 @@ def _check(command: Command) -> None:
         error("--gateway-pid and --gateway-admin name one gateway: compare finds each by the port of its URL")
     if given.gateway_pid and given.gateway_admin:
         error("--gateway-pid and --gateway-admin exclude each other")
+
+
+def _settle(command: Command) -> None:
+    """What was left open, in place: now it is known what goes with what."""
+    given = command.given
+    given.url = given.url or DEFAULT_URL
+    if given.warm_up is None:
+        given.warm_up = 0.0 if command.scenario == "trace" else DEFAULT_WARM_UP_S
+    if "rate" in given and given.rate is not None:
+        given.arrivals = given.arrivals or "poisson"
+    elif "concurrency" in given:
+        given.concurrency = given.concurrency or DEFAULT_CLIENTS
 
 
 def _targets(command: Command) -> list[Target]:
@@ -105,12 +122,13 @@ def _named_target(text: str, headers: Sequence[tuple[str, str]], ca_file: str | 
 def _load(command: Command) -> Load:
     given, scenario = command.given, command.scenario
     rate = getattr(given, "rate", None)
-    shape = {"rate": rate, "pattern": getattr(given, "arrivals", "poisson"), "seed": given.seed}
+    pattern: Pattern = getattr(given, "arrivals", None) or "poisson"
     if scenario == "trace":
-        return Load(Extent(0.0), trace=_trace(command), **shape)
+        return Load(Extent(given.warm_up), rate=rate, trace=_trace(command, pattern))
     extent = Extent(given.warm_up, getattr(given, "requests", None), getattr(given, "duration", None))
-    clients = None if rate is not None else getattr(given, "concurrency", None) or DEFAULT_CLIENTS
-    return Load(extent, partial(_workload, scenario, given), clients=clients, **shape)
+    clients = None if rate is not None else getattr(given, "concurrency", None)
+    workload = partial(_workload, scenario, given)
+    return Load(extent, workload, clients=clients, rate=rate, pattern=pattern, seed=given.seed)
 
 
 def _workload(scenario: str, given: argparse.Namespace) -> Workload:
@@ -132,7 +150,7 @@ def _workload(scenario: str, given: argparse.Namespace) -> Workload:
     return basic(given.tokens, is_stream=given.stream)
 
 
-def _trace(command: Command) -> TraceLoad:
+def _trace(command: Command, pattern: Pattern) -> TraceLoad:
     given = command.given
     trace = read_trace(given.file)
     try:
@@ -142,7 +160,7 @@ def _trace(command: Command) -> TraceLoad:
             is_stream=given.stream,
             speed=given.speed,
             per_s=given.rate,
-            pattern=given.arrivals,
+            pattern=pattern,
             limit=given.limit,
             most_tokens=given.max_tokens,
         )
@@ -161,8 +179,6 @@ def _configuration(command: Command, targets: Sequence[Target]) -> dict[str, Any
     for name, value in given.items():
         if name not in _BARE_OPTIONS and value is not None:
             found[renamed.get(name, name)] = value
-    if "concurrency" in given and given["concurrency"] is None and given.get("rate") is None:
-        found["concurrency"] = DEFAULT_CLIENTS
     if "file" in given:
         found["file"] = given["file"].name
     if given["header"]:

@@ -16,6 +16,8 @@ from pointsman.daemon.bench.outcome import CLASSES
 from pointsman.daemon.cli.arguments import Parser
 
 DEFAULT_URL = "http://127.0.0.1:8700"
+DEFAULT_CLIENTS = 100
+DEFAULT_WARM_UP_S = 2.0
 SCENARIOS = {
     "basic": "short prompts, answers of fixed length",
     "realistic": "ten questions, answers of different length, streamed",
@@ -82,7 +84,7 @@ def _add_common(parser: argparse.ArgumentParser, *, is_repeated: bool = False) -
     def add(*names: str, default: Any = None, **options: Any) -> None:
         parser.add_argument(*names, default=argparse.SUPPRESS if is_repeated else default, **options)
 
-    add("-u", "--url", metavar="URL", default=DEFAULT_URL, help=f"of gateway or engine (default {DEFAULT_URL})")
+    add("-u", "--url", metavar="URL", help=f"of gateway or engine (default {DEFAULT_URL})")
     add("--json-report", action="store_true", default=False, help="write the JSON report only")
     add("--report-dir", type=Path, metavar="DIR", default=Path("benchmark_reports"), help="(default benchmark_reports)")
     add(
@@ -92,7 +94,8 @@ def _add_common(parser: argparse.ArgumentParser, *, is_repeated: bool = False) -
         help="how to ask: chat and completions are OpenAI's, generate is SGLang's",
     )
     add("--model", metavar="NAME", help="(default: the first one that the URL lists)")
-    add("--warm-up", type=_seconds, metavar="S", default=2.0, help="seconds before anything is measured (default 2)")
+    add("--warm-up", type=_not_negative, metavar="S",
+        help="seconds before anything is measured (default 2; of a trace 0)")  # fmt: skip
     add("--seed", type=int, metavar="N", default=0, help="the same seed asks the same (default 0)")
     add("--natural-end", action="store_true", default=False,
         help="answers end where the model ends them (default: ignore_eos, as many tokens as asked for)")  # fmt: skip
@@ -170,7 +173,13 @@ def _trace(parser: Parser) -> None:
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="of `pointsman record`, Mooncake's or Azure's (JSON lines)"
     )
-    parser.add_argument("--speed", type=_above_0, default=1.0, metavar="X", help="2 is twice as fast (default 1)")
+    parser.add_argument(
+        "--speed",
+        type=_above_0,
+        default=1.0,
+        metavar="X",
+        help="of recorded times and think times: 2 is twice as fast (default 1)",
+    )
     parser.add_argument("--limit", type=_count, metavar="N", help="the first N requests (default: all)")
     parser.add_argument("--max-tokens", type=_count, metavar="N", help="cut longer answers")
     _stream(parser, default=True)
@@ -221,7 +230,7 @@ def _requests(parser: Parser) -> None:
 
 def _clients(parser: Parser) -> None:
     parser.add_argument("-c", "--concurrency", type=_count, metavar="N",
-                        help="clients, each with one request at a time (default 100)")  # fmt: skip
+                        help=f"clients, each with one request at a time (default {DEFAULT_CLIENTS})")  # fmt: skip
 
 
 def _tokens(parser: Parser, default: int) -> None:
@@ -243,17 +252,13 @@ def _rate(
     parser: Parser, what: str = "requests a second whatever becomes of them (open loop), instead of clients"
 ) -> None:
     parser.add_argument("--rate", type=_above_0, metavar="R", help=what)
-    parser.add_argument("--arrivals", choices=PATTERNS, default="poisson", help="of --rate (default poisson)")
+    parser.add_argument("--arrivals", choices=PATTERNS, help="of --rate (default poisson)")
 
 
 def _count(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
-
-
-def _seconds(text: str) -> float:
-    return _not_negative(text)
 
 
 def _not_negative(text: str) -> float:

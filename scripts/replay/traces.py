@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import msgspec
 
@@ -64,6 +67,15 @@ def read_trace(path: Path) -> Trace:
     if not requests:
         raise _refused(path, "the trace has no requests")
     return Trace(path.name.removesuffix(".gz").removesuffix(".jsonl"), block_tokens, tuple(requests))
+
+
+def spread(times: Sequence[float], random: Random) -> list[float]:
+    """Arrivals stamped with the same time are drawn uniformly over the gap to the next stamp."""
+    stamps = sorted(set(times))
+    gaps = {stamp: later - stamp for stamp, later in pairwise(stamps)}
+    gaps[stamps[-1]] = gaps.get(stamps[-2], 0.0) if len(stamps) > 1 else 0.0
+    counts = Counter(times)
+    return sorted(time + (random.random() * gaps[time] if counts[time] > 1 else 0.0) for time in times)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from random import Random
 
-from pointsman.scripts.replay.traces import Trace, TraceRequest
+from pointsman.scripts.replay.traces import Trace, TraceRequest, spread
 from pointsman.scripts.simulated_engine.model import EngineLimits
 from pointsman.scripts.simulated_engine.timing import StepCost
 
@@ -137,15 +136,6 @@ def _name_blocks(arrivals: Sequence[Arrival], block_tokens: int) -> None:
         count = -(-arrival.input_tokens // block_tokens)
         arrival.blocks = tuple(range(first, first + count))
         first += count
-
-
-def spread(times: Sequence[float], random: Random) -> list[float]:
-    """Arrivals stamped with the same time are drawn uniformly over the gap to the next stamp."""
-    stamps = sorted(set(times))
-    gaps = {stamp: later - stamp for stamp, later in pairwise(stamps)}
-    gaps[stamps[-1]] = gaps.get(stamps[-2], 0.0) if len(stamps) > 1 else 0.0
-    counts = Counter(times)
-    return sorted(time + (random.random() * gaps[time] if counts[time] > 1 else 0.0) for time in times)
 
 
 def _closed(
