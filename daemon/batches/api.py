@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from pointsman.daemon.batches import questions
 from pointsman.daemon.batches.files import FileWriter, wall_s
-from pointsman.daemon.batches.ledger import FileInUseError
+from pointsman.daemon.batches.ledger import FileInUseError, QuotaError
 from pointsman.daemon.batches.lifecycle import NotPossible
 from pointsman.daemon.batches.owners import owner_of
 from pointsman.daemon.batches.payloads import PayloadLost, StoreFull, StoreTrouble
@@ -129,11 +129,12 @@ class Api:
         if file is None or file.purpose != questions.PURPOSE:
             problem = f"there is no file {new.input_file[:80]!r} with purpose=batch"
             raise bad_request(problem, code="invalid_input_file", param="input_file_id")
-        running = len(await self._shelf.do(self._ledger.running_batches, owner))
-        if self._quota.running_batches and running >= self._quota.running_batches:
-            message = f"{running} batches are running, as many as one API key may have (batch_max_running)"
-            raise RequestError(429, "too_many_batches", message, fault=Fault.CLIENT, headers=(("Retry-After", "60"),))
-        return _json(self._view(await self._service.add(new)))
+        try:
+            return _json(self._view(await self._service.add(new, self._quota.running_batches)))
+        except QuotaError as error:
+            message = f"{error.used} batches are running, as many as one API key may have (batch_max_running)"
+            headers = (("Retry-After", "60"),)
+            raise RequestError(429, "too_many_batches", message, fault=Fault.CLIENT, headers=headers) from None
 
     async def _batches(self, request: web.Request) -> web.Response:
         return await self._list(request, owner_of(request.headers))
@@ -199,7 +200,11 @@ class _Upload:
             problem = f"purpose must be {questions.PURPOSE}, not {purpose[:40]!r}"
             raise bad_request(problem, code="invalid_value", param="purpose")
         ttl_s = questions.file_ttl_s(self._fields) or self._quota.ttl_s
-        return await self._writer.finish(purpose, self._filename, wall_s() + ttl_s if ttl_s else None)
+        expires_at = wall_s() + ttl_s if ttl_s else None
+        try:
+            return await self._writer.finish(purpose, self._filename, expires_at, self._quota.total_bytes)
+        except QuotaError:  # another upload was faster
+            raise self._over_quota() from None
 
     async def drop(self) -> None:
         await self._writer.drop()
@@ -222,10 +227,11 @@ class _Upload:
             message = f"the file has more than {self._quota.file_bytes} bytes (batch_max_file_mib)"
             raise RequestError(413, "file_too_large", message, fault=Fault.CLIENT, param="file", close=True)
         if self._quota.total_bytes and self._used_bytes + size > self._quota.total_bytes:
-            message = (
-                f"the files of this API key would have more than {self._quota.total_bytes} bytes (batch_quota_mib)"
-            )
-            raise RequestError(413, "quota_exceeded", message, fault=Fault.CLIENT, param="file", close=True)
+            raise self._over_quota()
+
+    def _over_quota(self) -> RequestError:
+        message = f"the files of this API key would have more than {self._quota.total_bytes} bytes (batch_quota_mib)"
+        return RequestError(413, "quota_exceeded", message, fault=Fault.CLIENT, param="file", close=True)
 
 
 def _json(value: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> web.Response:

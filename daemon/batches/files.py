@@ -64,10 +64,11 @@ class FileWriter:
         while self._buffer:
             await self._send(min(len(self._buffer), WRITE_CHUNKS * CHUNK_BYTES))
 
-    async def finish(self, purpose: str, filename: str, expires_at: int | None) -> FileRow:
-        """Visible from now on. Raises StoreTrouble."""
+    async def finish(self, purpose: str, filename: str, expires_at: int | None, most_bytes: int = 0) -> FileRow:
+        """Visible from now on. `most_bytes`: of all files of its owner. Raises StoreTrouble, QuotaError."""
         await self.flush()
-        return await self._shelf.do(self._shelf.ledger.finish_file, self.id, purpose, filename, expires_at)
+        ledger = self._shelf.ledger
+        return await self._shelf.do(ledger.finish_file, self.id, purpose, filename, expires_at, most_bytes)
 
     async def drop(self) -> None:
         await self._shelf.do(self._shelf.ledger.drop_file, self.id)

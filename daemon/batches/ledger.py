@@ -44,6 +44,14 @@ class FileInUseError(PointsmanError):
         super().__init__(f"the batch {batch_id} still needs the file")
 
 
+class QuotaError(PointsmanError):
+    """Its owner has `used` already: bytes of files, or running batches."""
+
+    def __init__(self, used: int) -> None:
+        self.used = used
+        super().__init__(f"{used} are used")
+
+
 class Ledger:
     def __init__(self, path: Path) -> None:
         """Raises as `open_database`."""
@@ -66,13 +74,19 @@ class Ledger:
         """Before these chunks are written."""
         self._db.execute("UPDATE files SET chunks = ?, bytes = ? WHERE id = ?", (chunks, size_bytes, id))
 
-    def finish_file(self, id: str, purpose: str, filename: str, expires_at: int | None) -> FileRow:
+    def finish_file(self, id: str, purpose: str, filename: str, expires_at: int | None, most_bytes: int = 0) -> FileRow:
+        """`most_bytes`: of all finished files of its owner, this one included; 0 = any. Raises QuotaError."""
         with transaction(self._db):
             self._db.execute(
                 "UPDATE files SET state = 'ready', purpose = ?, filename = ?, expires_at = ? WHERE id = ?",
                 (purpose, filename, expires_at, id),
             )
-            return cast("FileRow", self._file_by_id(id))
+            file = cast("FileRow", self._file_by_id(id))
+            query = "SELECT sum(bytes) FROM files WHERE owner = ? AND state = 'ready'"
+            (used,) = self._db.execute(query, (file.owner,)).fetchone()
+            if most_bytes and used > most_bytes:
+                raise QuotaError(used)
+            return file
 
     def file(self, id: str, owner: str | None) -> FileRow | None:
         """`owner` None: whoever's."""
@@ -128,8 +142,12 @@ class Ledger:
 
     # --- batches
 
-    def add_batch(self, new: NewBatch, now: int) -> BatchRow:
+    def add_batch(self, new: NewBatch, now: int, most_running: int = 0) -> BatchRow:
+        """`most_running`: of its owner, this one included; 0 = any number. Raises QuotaError."""
         with transaction(self._db):
+            running = len(self.running_batches(new.owner))
+            if most_running and running >= most_running:
+                raise QuotaError(running)
             self._db.execute(
                 "INSERT INTO batches (id, owner, status, input_file, endpoint, completion_window, metadata,"
                 " output_ttl_s, created_at, expires_at) VALUES (?, ?, 'validating', ?, ?, ?, ?, ?, ?, ?)",

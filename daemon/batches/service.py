@@ -79,8 +79,9 @@ class Service:
         for batch in (*await shelf.do(ledger.running_batches), *await shelf.do(ledger.finished_with_lines)):
             self._run(batch)
 
-    async def add(self, new: NewBatch) -> BatchRow:
-        batch = await self.parts.shelf.do(self.parts.shelf.ledger.add_batch, new, wall_s())
+    async def add(self, new: NewBatch, most_running: int = 0) -> BatchRow:
+        """Raises QuotaError, as `Ledger.add_batch`."""
+        batch = await self.parts.shelf.do(self.parts.shelf.ledger.add_batch, new, wall_s(), most_running)
         self._run(batch)
         return batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -79,9 +80,20 @@ async def test_quotas(world: World) -> None:
     assert (await world.upload(b"x" * 10_000))[0] == 200, "what is deleted does not count"
 
 
-async def test_running_batches_are_bounded(world: World) -> None:
-    import asyncio
+async def test_quotas_hold_for_what_comes_at_once(world: World) -> None:
+    world.life.gateway.hold = asyncio.Event()
+    file = (await world.upload(jsonl(["a"])))[1]["id"]
+    answers = await asyncio.gather(*(world.create(input_file_id=file) for _ in range(6)))
+    assert sorted(status for status, _ in answers) == [200, 200, 429, 429, 429, 429]
+    world.life.gateway.hold.set()
+    world.life.ledger.used_bytes = lambda owner: 0  # type: ignore[method-assign] # as each sees it that comes at once
+    uploads = [await world.upload(b"x" * 10_000, "another") for _ in range(3)]
+    assert [status for status, _ in uploads] == [200, 200, 413]
+    assert code_of(uploads[2]) == (413, "quota_exceeded")
+    assert len((await world.ask("GET", "/v1/files", "another"))[1]["data"]) == 2
 
+
+async def test_running_batches_are_bounded(world: World) -> None:
     world.life.gateway.hold = asyncio.Event()
     file = (await world.upload(jsonl(["a"])))[1]["id"]
     for _ in range(2):
