@@ -24,6 +24,8 @@ from tests.fakes.service_manager import ServiceManager
 from tests.fakes.traffic import Client, completion
 
 WATCHDOG_S = 2.0
+PATIENCE_S = 60.0
+"""of clients that wait for a daemon to start on a busy machine"""
 MAX_EXPOSURE = 15
 """tenths, of `systemd-analyze security`"""
 PROGRAM = "/opt/pointsman/current/bin/pointsman"
@@ -189,7 +191,7 @@ def test_connections_wait_while_the_daemon_restarts(tmp_path: Path, engine: str,
         manager.wait_for(lambda line: "1/1 workers" in line, "the worker is up")
         assert manager.stop() == 0
         with ExitStack() as open_ones:
-            waiting = [open_ones.enter_context(Client(address)) for _ in range(20)]
+            waiting = [open_ones.enter_context(Client(address, PATIENCE_S)) for _ in range(20)]
             for client in waiting:
                 client.sock.sendall(completion())
             manager.start("--workers", engine)
@@ -205,13 +207,13 @@ def test_a_restart_under_load_loses_no_request(tmp_path: Path, engine: str, data
         manager.wait_for(lambda line: "1/1 workers" in line, "the worker is up")
         for _ in range(3):
             for _ in range(30):
-                with Client(address) as client:
+                with Client(address, PATIENCE_S) as client:
                     statuses.append(client.ask(completion()).status)
             assert manager.main is not None
             ending = manager.main
             manager.signal(signal.SIGTERM)
             while ending.poll() is None:
-                with Client(address) as client:
+                with Client(address, PATIENCE_S) as client:
                     client.sock.sendall(completion())
                     if wait_for_data_or_end(client, ending):
                         statuses.append(client.read().status)
@@ -235,7 +237,7 @@ def wait_for_data_or_end(client: Client, process: subprocess.Popen[bytes]) -> bo
             if process.poll() is not None:
                 return False
     finally:
-        client.sock.settimeout(10)
+        client.sock.settimeout(PATIENCE_S)
 
 
 def test_two_inherited_sockets_lead_to_the_same_gateway(tmp_path: Path, data_socket: socket.socket) -> None:
@@ -291,7 +293,7 @@ def test_the_admin_api_waits_through_a_restart_where_systemd_holds_its_socket(
         assert manager.stop() == 0
         assert Path(path).is_socket(), "the file is systemd's"
         with socket.socket(socket.AF_UNIX) as waiting:
-            waiting.settimeout(30)
+            waiting.settimeout(PATIENCE_S)
             waiting.connect(path)
             waiting.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             manager.start(*flags)
@@ -306,7 +308,7 @@ def test_the_admin_api_waits_through_a_restart_where_systemd_holds_its_socket(
 
 def status_by(path: str) -> tuple[int, bytes]:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_S)
         sock.connect(path)
         sock.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
