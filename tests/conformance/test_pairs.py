@@ -68,8 +68,6 @@ class Rig:
 
     plane: DataPlane
     workers: list[ScriptedWorker]
-    closed: dict[int, float] = field(default_factory=dict)
-    """when the gateway closed a leg"""
 
     def publish(
         self, *, urls: dict[int, str] | None = None, connector: str = "sglang", weight: float = 1000.0, **fields: Any
@@ -98,6 +96,10 @@ class Rig:
             return found.status, found.read(), found.headers
         finally:
             connection.close()
+
+    def prefills(self) -> int:
+        """Requests that prefill workers have read."""
+        return sum(self.workers[slot].requests.qsize() for slot in (PREFILL, GOOD_PREFILL))
 
     def failures(self, slot: int) -> int:
         """That the worker's breaker has counted in a row."""
@@ -136,6 +138,44 @@ def rig(shared_plane: DataPlane) -> Iterator[Rig]:
     shared_plane.wait_until("no load, no hold", found.is_idle)
     for worker in workers:
         worker.stop()
+
+
+@dataclass
+class Turn:
+    """What two scripts do together, once or several times in a row."""
+
+    waits: threading.Event = field(default_factory=threading.Event)
+    """one has its request, and waits for what the gateway does"""
+    has_closed: threading.Event = field(default_factory=threading.Event)
+    """the gateway closed its connection"""
+    closed: float = 0.0
+    struck: float = 0.0
+    """when the other one failed"""
+    number: int = 0
+
+    def begin(self) -> None:
+        self.number += 1
+        self.waits.clear()
+        self.has_closed.clear()
+
+
+def waiting(turn: Turn, *, is_headed: bool = False) -> Script:
+    """The first request of a turn waits for what the gateway does; those that follow are answered well."""
+
+    def script(session: Session) -> None:
+        while session.read() is not None:
+            if turn.waits.is_set():
+                session.write(SSE + event("good") + LAST)
+                continue
+            if is_headed:
+                session.write(SSE)
+            turn.waits.set()
+            session.wait_closed()
+            turn.closed = time.monotonic()
+            turn.has_closed.set()
+            return
+
+    return script
 
 
 def told(seen: Seen) -> dict[str, Any]:
@@ -218,16 +258,30 @@ def test_a_leg_that_fails_cancels_the_other_and_another_pair_answers(
 ) -> None:
     """`is_headed`: the sibling has sent its head already (and, of prefill, nothing else)."""
     sibling, latencies = 1 - leg, list[float]()
+    turn = Turn()
+
+    def failing(session: Session) -> None:
+        if session.read() is not None:
+            assert turn.waits.wait(WAIT_S)
+            turn.struck = time.monotonic()
+            fault(session)
+
+    def decode(session: Session) -> None:
+        """As an engine would: not before the prefill of its attempt, the second one of each turn, has begun."""
+        while session.read() is not None:
+            rig.plane.wait_until("prefill", lambda: rig.prefills() >= 2 * turn.number)
+            session.write(SSE + event("good") + LAST)
+
+    rig.workers[leg].script = failing
+    rig.workers[sibling].script = waiting(turn, is_headed=is_headed)
+    rig.workers[GOOD_DECODE].script = decode
     for _ in range(5):
-        waits, struck = threading.Event(), list[float]()
-        has_closed = threading.Event()
-        rig.workers[leg].script = _failing(fault, waits, struck)
-        rig.workers[sibling].script = _waiting(waits, has_closed, rig.closed, sibling, is_headed)
+        turn.begin()
         status, body, headers = rig.post()
         assert (status, body) == (200, b'data: {"text": "good"}\n\n')
         assert headers["X-Pointsman-Attempts"] == "2"
-        assert has_closed.wait(WAIT_S)
-        latencies.append(rig.closed[sibling] - struck[0])
+        assert turn.has_closed.wait(WAIT_S)
+        latencies.append(turn.closed - turn.struck)
     print(f"\nsibling cancelled after {max(latencies) * 1000:.1f} ms at most")
     assert sorted(latencies)[2] <= 0.1
     is_own = fault is reset
@@ -235,36 +289,6 @@ def test_a_leg_that_fails_cancels_the_other_and_another_pair_answers(
     assert rig.failures(sibling) == rig.failures(GOOD_PREFILL) == rig.failures(GOOD_DECODE) == 0
     cause = {reset: "reset", refuse_status: "status", error_event: "error_event"}[fault]
     assert rig.errors() == {(pair_counts.LEGS[leg], cause): 5}
-
-
-def _failing(fault: Script, other_waits: threading.Event, struck: list[float]) -> Script:
-    def script(session: Session) -> None:
-        if session.read() is not None:
-            assert other_waits.wait(WAIT_S)
-            struck.append(time.monotonic())
-            fault(session)
-
-    return script
-
-
-def _waiting(
-    waits: threading.Event, has_closed: threading.Event, closed: dict[int, float], slot: int, is_headed: bool
-) -> Script:
-    """The first request waits for what the gateway does; one that follows is answered well, on its own connection."""
-
-    def script(session: Session) -> None:
-        if session.read() is not None:
-            if waits.is_set():
-                session.write(SSE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + event("good") + LAST)
-                return
-            if is_headed:
-                session.write(SSE)
-            waits.set()
-            session.wait_closed()
-            closed[slot] = time.monotonic()
-            has_closed.set()
-
-    return script
 
 
 @pytest.mark.parametrize("leg", LEGS, ids=["prefill", "decode"])
@@ -283,12 +307,12 @@ def test_a_leg_that_refuses_connections(rig: Rig, leg: int) -> None:
 def test_a_leg_that_hangs_is_told_by_its_silence(rig: Rig, leg: int) -> None:
     """The other one gave its head, so it is the silent one that is charged."""
     rig.publish(default_timeouts={"first_token_s": 0.3})
-    closed = [threading.Event(), threading.Event()]
+    turns = [Turn(), Turn()]
     for slot in LEGS:
-        rig.workers[slot].script = _waiting(threading.Event(), closed[slot], rig.closed, slot, slot != leg)
+        rig.workers[slot].script = waiting(turns[slot], is_headed=slot != leg)
     status, body, _ = rig.post()
     assert (status, body) == (200, b'data: {"text": "good"}\n\n')
-    assert all(one.wait(WAIT_S) for one in closed)
+    assert all(turn.has_closed.wait(WAIT_S) for turn in turns)
     assert rig.errors() == {(pair_counts.LEGS[leg], "timeout"): 1}
     assert rig.failures(leg) == 1
     assert rig.failures(1 - leg) == 0
@@ -298,7 +322,7 @@ def test_two_silent_legs_are_nobodys_fault(rig: Rig) -> None:
     """A room that never matched looks like that."""
     rig.publish(default_timeouts={"first_token_s": 0.3})
     for slot in LEGS:
-        rig.workers[slot].script = _waiting(threading.Event(), threading.Event(), rig.closed, slot, False)
+        rig.workers[slot].script = waiting(Turn())
     assert rig.post()[:2] == (200, b'data: {"text": "good"}\n\n')
     assert [rig.failures(slot) for slot in range(4)] == [0, 0, 0, 0]
 
@@ -325,31 +349,32 @@ def test_prefill_may_go_once_decode_has_begun(rig: Rig) -> None:
 
 
 def test_a_stream_that_decode_breaks_ends_broken_and_cancels_prefill(rig: Rig) -> None:
-    has_closed = threading.Event()
+    turn = Turn()
 
     def decode(session: Session) -> None:
         session.read()
+        assert turn.waits.wait(WAIT_S)
         session.write(SSE + event("a"))
         session.reset()
 
-    rig.workers[PREFILL].script = _waiting(threading.Event(), has_closed, rig.closed, PREFILL, True)
+    rig.workers[PREFILL].script = waiting(turn, is_headed=True)
     rig.workers[DECODE].script = decode
     with pytest.raises(http.client.IncompleteRead) as broken:
         rig.post()
     assert b'"error"' in broken.value.partial
-    assert has_closed.wait(WAIT_S)
+    assert turn.has_closed.wait(WAIT_S)
     assert rig.failures(DECODE) == 1
     assert rig.failures(PREFILL) == 0
 
 
 def test_a_client_that_leaves_cancels_both(rig: Rig) -> None:
-    waits, closed = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+    turns = [Turn(), Turn()]
     for slot in LEGS:
-        rig.workers[slot].script = _waiting(waits[slot], closed[slot], rig.closed, slot, False)
+        rig.workers[slot].script = waiting(turns[slot])
     with rig.plane.connect() as sock:
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        assert all(one.wait(WAIT_S) for one in waits)
-    assert all(one.wait(WAIT_S) for one in closed)
+        assert all(turn.waits.wait(WAIT_S) for turn in turns)
+    assert all(turn.has_closed.wait(WAIT_S) for turn in turns)
     assert [rig.failures(slot) for slot in LEGS] == [0, 0]
 
 
@@ -357,20 +382,20 @@ def test_a_client_that_leaves_cancels_both(rig: Rig) -> None:
 def test_an_answer_that_is_not_retried_is_the_clients(rig: Rig, leg: int) -> None:
     """Whichever leg gave it; the other one is cancelled, and nobody is charged."""
     for body in (BODY, PLAIN):
-        waits, has_closed = threading.Event(), threading.Event()
+        turn = Turn()
 
-        def refuse(session: Session, waits: threading.Event = waits) -> None:
+        def refuse(session: Session, turn: Turn = turn) -> None:
             session.read()
-            assert waits.wait(WAIT_S)
+            assert turn.waits.wait(WAIT_S)
             session.write(answer(400, b'{"error":{"message":"too long"}}', b"X-Engine: 1"))
 
         rig.workers[leg].script = refuse
-        rig.workers[1 - leg].script = _waiting(waits, has_closed, rig.closed, 1 - leg, False)
+        rig.workers[1 - leg].script = waiting(turn)
         status, answered, headers = rig.post(body)
         assert (status, answered) == (400, b'{"error":{"message":"too long"}}')
         assert headers["X-Engine"] == "1"
         assert headers["X-Pointsman-Worker"] == f"worker-{leg}"
-        assert has_closed.wait(WAIT_S)
+        assert turn.has_closed.wait(WAIT_S)
     assert [rig.failures(slot) for slot in range(4)] == [0, 0, 0, 0]
 
 
@@ -379,7 +404,7 @@ def test_the_last_attempts_answer_is_the_clients(rig: Rig) -> None:
     for slot in (PREFILL, GOOD_PREFILL):
         rig.workers[slot].script = answers(503, b'{"busy":1}')
     for slot in (DECODE, GOOD_DECODE):
-        rig.workers[slot].script = _waiting(threading.Event(), threading.Event(), rig.closed, slot, False)
+        rig.workers[slot].script = waiting(Turn())
     rig.publish(default_retry={"max_retries": 2, "initial_backoff_ms": 1.0})
     status, body, headers = rig.post()
     assert (status, body) == (503, b'{"busy":1}')
