@@ -1,10 +1,10 @@
 """Choose and book on the shared state: what a shard does for every request, and control for an explanation.
 
-The default policy without special headers, length buckets or sessions takes the short way: one native call picks
-(`Bookings.choose`, equal to `expected_cost.ExpectedCost` by a differential test). Everything else goes by the policies
-of `routing` over `SharedFleet`. Both run under the routing mutex, from the match to the booking, so two shards that
-pick at the same moment see each other. When a mutex cannot be had in time (its holder is stopped) the choice is made
-by what can be read without it, and that is counted.
+The default policy without special headers, length buckets or sessions takes the short way, which is native
+(`short_way`; equal to `expected_cost.ExpectedCost` by a differential test). Everything else goes by the policies of
+`routing` over `SharedFleet`. Both run under the routing mutex, from the match to the booking, so two shards that pick
+at the same moment see each other. When a mutex cannot be had in time (its holder is stopped) the choice is made by
+what can be read without it, and that is counted.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from dataclasses import dataclass
 
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.fleet import SharedChain, SharedFleet
+from pointsman.daemon.dispatch.short_way import ShortWay
 from pointsman.daemon.routing.eligibility import narrow
 from pointsman.daemon.routing.expected_cost import lost_with
 from pointsman.daemon.routing.picking import IMBALANCE, REASONS, STALE, Explanation, Pick, Situation
 from pointsman.daemon.routing.policies import Rng, least_request
-from pointsman.daemon.routing.prompt import CHARS_PER_TOKEN
 from pointsman.daemon.routing.prompt import Request as Description
 from pointsman.daemon.routing.request import Features
 from pointsman.daemon.routing.scorers import MAX_KEY
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
-from pointsman.daemon.shm.bookings import NONE
-from pointsman.daemon.shm.choosing import NEUTRAL, Booked, Chooser
+from pointsman.daemon.shm.choosing import Booked, Chooser
 from pointsman.daemon.shm.prefix import HashChain
 from pointsman.daemon.shm.routing_state import RoutingState
 
@@ -77,6 +76,11 @@ class LiveRouter:
             state.segment.layout.budget,
             state.segment.layout.breakers,
         )
+        short_way = ShortWay(self._chooser, self._chain, rng, self._unlocked_least_cost, self._charge_user)
+        self.read_prompt = short_way.read_prompt
+        self.choose_least_cost = short_way.choose
+        """`choose` by the short way: for a plan with `expected_cost`, a pool without buckets, no routing headers"""
+        self.finish = short_way.finish
         self.first_token = self._chooser.first_token
         self.settle = self._chooser.settle
         self.note = self._chooser.note
@@ -86,15 +90,6 @@ class LiveRouter:
         self._chooser.breaker_width_s = width_s
 
     # --- the prompt
-
-    def read_prompt(self, features: Features) -> int:
-        """Hashes the prompt of the request that is routed next; returns its tokens, about, at least 1."""
-        chain = self._chain
-        if features.has_ids:
-            chain.load_spans(features.prompt, features.salt)
-        else:
-            chain.load_json(features.prompt, features.salt)
-        return max(-(-chain.total_chars // CHARS_PER_TOKEN), 1)
 
     def cached_tokens(self, slots: Iterable[int], prompt_tokens: int) -> int:
         """After `read_prompt`: how much of the prompt the one of these workers that holds most of it holds."""
@@ -123,41 +118,6 @@ class LiveRouter:
                 ask.features, ask.body_bytes, pool, plan, prompt_tokens, now, is_retry=is_retry
             )
         return self._choose_by_policy(ask, table, pool, plan, prompt_tokens, now)
-
-    def choose_least_cost(
-        self,
-        features: Features,
-        body_bytes: int,
-        pool: Pool,
-        plan: Plan,
-        prompt_tokens: int,
-        now: float,
-        *,
-        is_retry: bool = False,
-    ) -> Booked:
-        """`choose` by the short way: for a plan with `expected_cost`, a pool without buckets, no routing headers."""
-        parameters, retry = plan.expected_cost, plan.retry
-        assert parameters is not None
-        booked = self._chooser.choose(
-            pool.slots,
-            pool.workers,
-            body_bytes,
-            prompt_tokens,
-            not features.is_stream,
-            now,
-            parameters.theta,
-            parameters.theta_gain,
-            parameters.gamma,
-            parameters.kappa_s,
-            self._rng.random(),
-            0.0 if is_retry else retry.budget_ratio,
-            retry.budget_min_per_s,
-        )
-        if isinstance(booked, Booked):
-            return booked
-        if booked is None:
-            raise pool.nobody()
-        return self._choose_unlocked(Ask(features, body_bytes), pool, prompt_tokens)
 
     def _choose_by_policy(
         self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, prompt_tokens: int, now: float
@@ -195,6 +155,9 @@ class LiveRouter:
         finally:
             self._words.unlock()
         return booked
+
+    def _unlocked_least_cost(self, features: Features, body_bytes: int, pool: Pool, prompt_tokens: int) -> Booked:
+        return self._choose_unlocked(Ask(features, body_bytes), pool, prompt_tokens)
 
     def _choose_unlocked(self, ask: Ask, pool: Pool, prompt_tokens: int) -> Booked:
         """The mutex' holder is stopped: fewest requests by the lock-free counters, and no booking."""
@@ -265,31 +228,13 @@ class LiveRouter:
         self._fleet = fleet
         return fleet
 
-    # --- what became of it
-
-    def finish(
-        self,
-        booked: Booked,
-        now: float,
-        output_tokens: int | None,
-        *,
-        was_computed: bool = True,
-        verdict: int = NEUTRAL,
-    ) -> bool:
-        """The request is over; None: it failed or was cancelled. Once for everything that was booked.
-
-        Not `was_computed`: the worker failed it and holds nothing of it that it did not hold before. True: `verdict` is
-        for `SharedResilience.record` to tell.
-        """
-        tokens = NONE if output_tokens is None else output_tokens
-        is_news = self._chooser.finish(booked, now, tokens, was_computed, verdict)
-        if booked.user_key and self._fleet is not None and self._chooser.lock(now):
+    def _charge_user(self, booked: Booked, now: float, output_tokens: int) -> None:
+        """Its request is over: the prompt and the answer instead of what was guessed."""
+        if self._fleet is not None and self._chooser.lock(now):
             try:
-                charge = 2.0 * (output_tokens or 0) - 3.0 * booked.prompt_tokens
-                self._fleet.charge_user(booked.user_key, charge, now)
+                self._fleet.charge_user(booked.user_key, 2.0 * output_tokens - 3.0 * booked.prompt_tokens, now)
             finally:
                 self._words.unlock()
-        return is_news
 
     # --- explaining
 

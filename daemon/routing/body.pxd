@@ -1,7 +1,7 @@
-from libc.stdint cimport int64_t
-
 cdef class Features:
     cdef public str model, lora
     cdef public bint is_stream, has_ids
     cdef public object max_tokens, prompt
     cdef public bytes rid
+
+    cdef bytes _salt(self)

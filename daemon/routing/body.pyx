@@ -55,6 +55,9 @@ cdef class Features:
     @property
     def salt(self) -> bytes:
         """What keeps equal texts apart: model, LoRA, and whether ids follow."""
+        return self._salt()
+
+    cdef bytes _salt(self):
         cdef Py_ssize_t model_size, lora_size, size
         cdef const char *model = PyUnicode_AsUTF8AndSize(self.model, &model_size)
         cdef const char *lora = PyUnicode_AsUTF8AndSize(self.lora, &lora_size)

@@ -15,7 +15,7 @@ cdef class Bookings:
     cdef int64_t *word
     cdef int64_t shards, workers, per_shard, first_booking
     cdef bint attached
-    cdef dict hints
+    cdef int64_t *hints
     cdef Py_buffer matched, pinned
     cdef bint is_lent
 

@@ -21,6 +21,7 @@ differential test keeps them equal.
 from libc.math cimport exp2, fmax, fmin, isfinite
 from libc.stdint cimport int64_t, uint64_t
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 
 from pointsman.daemon.shm import layout as _layout
 
@@ -133,9 +134,12 @@ cdef class Bookings:
         self.word = <int64_t *> self.view.buf + offset // 8
         self.shards, self.workers, self.per_shard = shards, workers, per_shard
         self.first_booking = HEADER_WORDS + workers * WORKER_WORDS
-        self.hints = {}
+        self.hints = <int64_t *> PyMem_Calloc(shards, sizeof(int64_t))  # by shard, where a free slot is looked for
+        if self.hints == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
+        PyMem_Free(self.hints)
         if self.attached:
             PyBuffer_Release(&self.view)
         if self.is_lent:
@@ -569,7 +573,7 @@ cdef class Bookings:
         """A free slot of the shard: after the one taken last, where it most likely is."""
         if not 0 <= shard < self.shards:
             raise IndexError(f"no shard {shard}")
-        cdef int64_t start = self.hints.get(shard, 0), offset, number
+        cdef int64_t start = self.hints[shard], offset, number
         for offset in range(self.per_shard):
             number = shard * self.per_shard + (start + offset) % self.per_shard
             if self.word[self.first_booking + number * BOOKING_WORDS + B_STATE] == FREE:

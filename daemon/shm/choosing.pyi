@@ -30,6 +30,20 @@ class Booked:
         self, worker: WorkerSpec, slot: int, prompt_bytes: int, prompt_tokens: int, is_blind: bool
     ) -> None: ...
 
+class Candidates:
+    def __init__(self, slots: tuple[int, ...], workers: tuple[WorkerSpec, ...]) -> None: ...
+
+class Terms:
+    def __init__(
+        self,
+        theta: float,
+        theta_gain: float,
+        gamma: float,
+        kappa_s: float,
+        budget_ratio: float,
+        budget_min_per_s: float,
+    ) -> None: ...
+
 class Chooser:
     late: list[tuple[int, float, int]]
     breaker_width_s: float
@@ -49,22 +63,6 @@ class Chooser:
     ) -> None: ...
     def lock(self, now: float) -> bool: ...
     def lock_index(self) -> bool: ...
-    def choose(
-        self,
-        slots: tuple[int, ...],
-        workers: tuple[WorkerSpec, ...],
-        prompt_bytes: int,
-        prompt_tokens: int,
-        is_blind: bool,
-        now: float,
-        theta: float,
-        theta_gain: float,
-        gamma: float,
-        kappa_s: float,
-        draw: float,
-        budget_ratio: float,
-        budget_min_per_s: float,
-    ) -> Booked | bool | None: ...
     def book(self, booked: Booked, now: float, has_index: bool) -> None: ...
     def first_token(self, booked: Booked, now: float) -> None: ...
     def finish(

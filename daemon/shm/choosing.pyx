@@ -5,6 +5,7 @@ routing mutex, then the index'. A mutex that is not to be had in time is answere
 counters in the segment tell how often. Every row that is written here has this process as its one writer, or belongs
 to the routing mutex.
 """
+cimport cython
 from libc.math cimport exp
 from libc.stdint cimport int64_t, uint64_t
 
@@ -69,18 +70,16 @@ NEUTRAL, SUCCEEDED, FAILED = range(3)
 """What `finish` tells the worker's breaker."""
 
 
+@cython.freelist(16)
 cdef class Booked:
-    """What one pick charged. `reason`: a position in routing.picking.REASONS, or UNLOCKED."""
+    """What one pick charged. `reason`: a position in routing.picking.REASONS, or UNLOCKED.
 
-    cdef readonly object worker
-    cdef readonly int64_t slot, prompt_bytes, prompt_tokens
-    cdef readonly bint is_blind
-    cdef public int64_t number, reason, matched_chars, cached_tokens
-    cdef public uint64_t pin, group, user_key
-    cdef public double predicted_s
-    cdef public object explanation
-    cdef public int64_t ticket
-    """of the worker's breaker"""
+    `ticket`: of the worker's breaker.
+    """
+
+    def __cinit__(self):
+        self.number = NOTHING_BOOKED
+        self.reason = self.ticket = -1
 
     def __init__(self, worker, int64_t slot, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind):
         self.worker = worker
@@ -88,27 +87,36 @@ cdef class Booked:
         self.prompt_bytes = prompt_bytes
         self.prompt_tokens = prompt_tokens
         self.is_blind = is_blind
-        self.number = NOTHING_BOOKED
-        self.reason = -1
-        self.ticket = -1
+
+
+cdef class Candidates:
+    """The workers of a pool and, in parallel, their slots, at most MAX_CANDIDATES."""
+
+    def __init__(self, tuple slots not None, tuple workers not None):
+        cdef int64_t i
+        if len(slots) > MAX_CANDIDATES or len(workers) != len(slots):
+            raise ValueError("too many candidates, or as many workers as slots are needed")
+        self.workers, self.n = workers, len(slots)
+        for i in range(self.n):
+            self.slots[i] = slots[i]
+
+
+cdef class Terms:
+    """By what a plan chooses: parameters of expected_cost, and what a request puts into the retry budget."""
+
+    def __init__(
+        self, double theta, double theta_gain, double gamma, double kappa_s, double budget_ratio, double budget_min_per_s
+    ):
+        self.theta, self.theta_gain, self.gamma, self.kappa_s = theta, theta_gain, gamma, kappa_s
+        self.budget_ratio, self.budget_min_per_s = budget_ratio, budget_min_per_s
 
 
 cdef class Chooser:
-    """One shard's. `chain` holds the prompt of the request that is chosen for; `group_chars`: see `Booked.group`."""
+    """One shard's. `chain` holds the prompt of the request that is chosen for; `group_chars`: see `Booked.group`.
 
-    cdef Words words
-    cdef Bookings bookings
-    cdef RawIndex index
-    cdef HashChain chain
-    cdef object matched_array, pinned_array
-    cdef uint64_t *matched
-    cdef uint64_t *pinned
-    cdef int64_t shard, ghost, gauges, ring, slots, budget, breakers
-    cdef public double breaker_width_s
-    """of one bucket of the breakers' window; 0 = there are no breakers"""
-    cdef uint64_t group_chars
-    cdef readonly list late
-    """(number, moment, output tokens) of bookings that ended while the mutex was not to be had"""
+    `breaker_width_s`: of one bucket of the breakers' window, 0 = there are no breakers. `late`: (number, moment, output
+    tokens) of bookings that ended while the mutex was not to be had.
+    """
 
     def __init__(
         self, Words words not None, Bookings bookings not None, RawIndex index not None, HashChain chain not None,
@@ -167,46 +175,45 @@ cdef class Chooser:
 
     # --- choosing
 
-    def choose(
-        self, tuple slots, tuple workers, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind, double now,
-        double theta, double theta_gain, double gamma, double kappa_s, double draw, double budget_ratio,
-        double budget_min_per_s,
+    cdef object _choose(
+        self, Candidates candidates, Terms terms, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind, double now,
+        double draw, bint is_retry,
     ):
-        """By expected_cost among the `slots` that are up, `workers` in parallel; see Bookings.choose.
-        Puts `budget_ratio` into the retry budget.
+        """By expected_cost among the candidates that are up; see Bookings.choose. A retry pays nothing into the budget.
 
         Returns the Booked; None when none is up, False when the routing mutex is not to be had.
         """
-        cdef int64_t candidates[MAX_CANDIDATES]
+        cdef int64_t slots[MAX_CANDIDATES]
         cdef int64_t place[MAX_CANDIDATES]
         cdef int64_t i, n = 0, slot
         cdef Picked picked
         cdef Booked booked
         cdef bint has_index = False
-        if len(slots) > MAX_CANDIDATES or len(workers) != len(slots):
-            raise ValueError("too many candidates, or as many workers as slots are needed")
+        self.index._expect(self.chain)
         if not self._lock(now):
             return False
         try:
-            for i in range(len(slots)):
-                slot = slots[i]
+            for i in range(candidates.n):
+                slot = candidates.slots[i]
                 if self.words._in_flight(slot) >= 0:
-                    candidates[n], place[n] = slot, i
+                    slots[n], place[n] = slot, i
                     n += 1
             if n == 0:
                 return None
-            self._deposit(budget_ratio, budget_min_per_s, now)
+            self._deposit(0.0 if is_retry else terms.budget_ratio, terms.budget_min_per_s, now)
             has_index = self._lock_index()
             if has_index:
                 self.index._match_into(self.chain, self.matched)
                 for i in range(n):
-                    self.pinned[candidates[i]] = self.index.ix.slots[candidates[i]].pinned
+                    self.pinned[slots[i]] = self.index.ix.slots[slots[i]].pinned
             self.bookings._pick(
-                candidates, n, prompt_tokens, self.chain.total_chars, now, theta, theta_gain, gamma, kappa_s, draw,
-                &picked,
+                slots, n, prompt_tokens, self.chain.total_chars, now, terms.theta, terms.theta_gain, terms.gamma,
+                terms.kappa_s, draw, &picked,
             )
-            slot = candidates[picked.place]
-            booked = Booked(workers[place[picked.place]], slot, prompt_bytes, prompt_tokens, is_blind)
+            slot = slots[picked.place]
+            booked = Booked.__new__(Booked)
+            booked.worker, booked.slot, booked.is_blind = candidates.workers[place[picked.place]], slot, is_blind
+            booked.prompt_bytes, booked.prompt_tokens = prompt_bytes, prompt_tokens
             booked.reason = picked.reason
             booked.matched_chars = self.matched[slot]
             booked.cached_tokens = picked.cached
@@ -215,7 +222,7 @@ cdef class Chooser:
             return booked
         finally:
             if has_index:
-                self.index.unlock()
+                self.index._unlock()
             self.words._unlock()
 
     def book(self, Booked booked not None, double now, bint has_index):
@@ -268,6 +275,11 @@ cdef class Chooser:
         Not `was_computed`: the worker failed it before it had anything to cache. `verdict`: for the worker's breaker;
         True: that has to be told by resilience.breaker, it is more than a success on a closed one.
         """
+        return self._finish(booked, now, output_tokens, was_computed, verdict)
+
+    cdef bint _finish(
+        self, Booked booked, double now, int64_t output_tokens, bint was_computed, int64_t verdict
+    ) except -1:
         cdef int64_t number = booked.number, capacity
         cdef bint is_news = verdict == FAILED
         self.words._release(self.shard, booked.slot, booked.prompt_bytes)

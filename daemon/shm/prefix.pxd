@@ -66,6 +66,7 @@ cdef extern from "prefix_core.h" nogil:
     int px_withdraw(px_index *ix, uint64_t token, uint64_t keep)
     void px_renew(px_index *ix, uint32_t holding)
     void px_settle(px_index *ix, uint32_t slot)
+    void px_expect(px_index *ix, const px_chain_view *chain)
     uint64_t px_void_pins(px_index *ix, int64_t shard, int64_t slot, uint64_t *cursor, uint64_t most)
     uint64_t px_shrink(px_index *ix, uint32_t slot, uint64_t to_chars, uint64_t most, uint32_t keep)
     uint64_t px_make_room(px_index *ix, uint64_t blocks, uint64_t holdings, uint64_t most, uint32_t keep)
@@ -88,6 +89,7 @@ cdef class HashChain:
     cdef int _reserve(self, uint64_t n) except -1
     cdef uint64_t _start(self, salt, uint64_t kind) except? 0
     cdef uint64_t _text(self, uint64_t previous, const unsigned char *p, uint64_t size) noexcept
+    cdef int _load(self, spans, salt, bint is_json) except -1
     cdef int _begin(self, salt) except -1
     cdef int _feed(self, const unsigned char *p, uint64_t size) except -1
     cdef int _feed_spans(self, Spans spans, bint is_json) except -1
@@ -112,7 +114,9 @@ cdef class RawIndex:
     cdef int _acquire(self, int64_t deadline_us) except -1
     cdef int _enter(self, int64_t deadline_us=*) except -1
     cdef void _leave(self) noexcept
+    cdef int _unlock(self) except -1
     cdef uint64_t _pin(self, int64_t slot, HashChain chain, int64_t shard, bint may_exceed) except? 1
+    cdef void _expect(self, HashChain chain) noexcept
     cdef void _match_into(self, HashChain chain, uint64_t *out) noexcept
     cdef void _insert_into(self, int64_t slot, HashChain chain) noexcept
     cdef object _unpin(self, uint64_t token)

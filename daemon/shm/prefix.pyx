@@ -47,8 +47,8 @@ Locking
 
 Crash recovery
     A process may be killed at any instruction. Every operation is a sequence of steps, each of which leads from one
-    consistent state to the next (some blocks more held, a block less, a pin some blocks further). A step notes old words in
-    an undo journal before it overwrites them, and ends by emptying it. Whoever then gets EOWNERDEAD writes the old
+    consistent state to the next (some blocks more held, a block less, a pin some blocks further). A step notes old words
+    in an undo journal before it overwrites them, and ends by emptying it. Whoever then gets EOWNERDEAD writes the old
     words back, newest first: the dead process' last step never happened and all counts are exact, without a rebuild.
     Compiler barriers are enough: what a killed process stored in program order becomes visible, the rest never does.
     An interrupted insert leaves a shorter prefix; an interrupted pin or unpin leaves the record on an ancestor, which
@@ -167,19 +167,8 @@ cdef class HashChain:
         return previous
 
     def load_spans(self, spans, salt=b""):
-        """Like `load` of the concatenation of `spans` (a sequence of bytes-likes), without making it. Returns self."""
-        cdef Py_buffer view
-        self._begin(salt)
-        if type(spans) is Spans:
-            self._feed_spans(spans, False)
-            return self
-        for span in spans:
-            PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
-            try:
-                self._feed(<const unsigned char *> view.buf, view.len)
-            finally:
-                PyBuffer_Release(&view)
-        self._finish()
+        """Like `load` of the concatenation of `spans` (bytes-likes, or Spans), without making it. Returns self."""
+        self._load(spans, salt, False)
         return self
 
     def load_json(self, spans, salt=b""):
@@ -188,24 +177,27 @@ cdef class HashChain:
         The escapes of strings are resolved, so that the same text is the same chain however a client wrote it. Spans
         must be valid JSON; what is not a string is stable as far as its writer is.
         """
+        self._load(spans, salt, True)
+        return self
+
+    cdef int _load(self, spans, salt, bint is_json) except -1:
         cdef Py_buffer view
         cdef const unsigned char *p
         self._begin(salt)
         if type(spans) is Spans:
-            self._feed_spans(spans, True)
-            return self
-        for span in spans:
-            PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
-            try:
-                p = <const unsigned char *> view.buf
-                if view.len >= 2 and p[0] == c'"':
-                    self._feed_string(p + 1, view.len - 2)
-                else:
-                    self._feed(p, view.len)
-            finally:
-                PyBuffer_Release(&view)
-        self._finish()
-        return self
+            self._feed_spans(spans, is_json)
+        else:
+            for span in spans:
+                PyObject_GetBuffer(span, &view, PyBUF_SIMPLE)
+                try:
+                    p = <const unsigned char *> view.buf
+                    if is_json and view.len >= 2 and p[0] == c'"':
+                        self._feed_string(p + 1, view.len - 2)
+                    else:
+                        self._feed(p, view.len)
+                finally:
+                    PyBuffer_Release(&view)
+        return self._finish()
 
     cdef int _begin(self, salt) except -1:
         self.previous = self._start(salt, KIND_TEXT)
@@ -235,7 +227,7 @@ cdef class HashChain:
         return 0
 
     cdef int _feed_spans(self, Spans spans, bint is_json) except -1:
-        """The whole prompt. `is_json`: as `load_json` does."""
+        """`is_json`: as `load_json` does."""
         cdef const unsigned char *body = <const unsigned char *> PyBytes_AS_STRING(spans.body)
         cdef size_t i
         cdef json_span span
@@ -249,7 +241,7 @@ cdef class HashChain:
                 self._feed_escaped(body + span.at + 1, span.size - 2)
             else:
                 self._feed(body + span.at, span.size)
-        return self._finish()
+        return 0
 
     cdef int _feed_string(self, const unsigned char *p, uint64_t size) except -1:
         """The inside of a JSON string; without escapes it is fed from where it stands."""
@@ -439,10 +431,14 @@ cdef class RawIndex:
         return self.held
 
     def unlock(self):
+        self._unlock()
+
+    cdef int _unlock(self) except -1:
         if not self.held:
             raise RuntimeError("the prefix index is not locked by this process")
         self.held = False
         px_unlock(&self.ix)
+        return 0
 
     # --- the request path
 
@@ -542,6 +538,12 @@ cdef class RawIndex:
         px_settle(&self.ix, <uint32_t> slot)
         self._leave()
         return token
+
+    cdef void _expect(self, HashChain chain) noexcept:
+        """Before the mutex is taken: `chain` is going to be matched."""
+        cdef px_chain_view whole
+        chain.describe(&whole)
+        px_expect(&self.ix, &whole)
 
     cdef void _match_into(self, HashChain chain, uint64_t *out) noexcept:
         """The mutex is held."""

@@ -138,7 +138,7 @@ def measure(fleet: Fleet, shard: int, rounds: int) -> Figures:
         if len(running) > IN_FLIGHT:
             ends.append(_end(router, running.popleft(), now))
     while running:
-        _end(router, running.popleft(), now)
+        _end(router, running.popleft(), time.monotonic())
     return Figures(*((median(taken[-rounds:]) - clock_ns) / 1000 for taken in (scans, choices, ends)))
 
 
