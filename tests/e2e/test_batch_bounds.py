@@ -87,7 +87,7 @@ def test_fifty_thousand_lines_and_200_mb_are_never_in_memory(engines: list[str],
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_path: Path) -> None:
     """The bound of the store stands for the disk's; room comes from deleting another file."""
     store = f"sqlite:{tmp_path}/payloads.db?max_bytes=400000"
@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_pauses_and_room_resumes(engines: list[str], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("redis", [pytest.param("", marks=needs_redis)])
 def test_a_store_that_stands_still_pauses_and_its_return_resumes(tmp_path: Path, redis: str) -> None:
     with (
@@ -137,7 +137,7 @@ def test_a_store_that_stands_still_pauses_and_its_return_resumes(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_an_upgrade_takes_the_batches_along() -> None:
     """The new daemon's runner goes on when the old one's has ended; nothing that was finished is run again."""
     lines = 1200
@@ -197,7 +197,8 @@ LEAST_SHARE = 0.3 if IS_STRICT else 0.1
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.alone
+@pytest.mark.timeout(600)
 def test_live_streams_hardly_notice_a_batch() -> None:
     """Five rounds without and with it in turn: the median of the ratios of p95 times to first token."""
     ratios, rates = [], []

@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.optional_heavy
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_full_disk_pauses_the_batch_and_loses_nothing(disk: Path, is_killed: bool) -> None:
     """Also when the runner is killed meanwhile: its successor has to begin on a full disk."""

@@ -94,7 +94,7 @@ def read(gate: Gateway, engines: list[RealEngine], kind: str, kill_at: int | Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_the_text_is_that_of_an_unbroken_run(gate: Gateway, engines: list[RealEngine], kind: str) -> None:
     whole = read(gate, engines, kind)

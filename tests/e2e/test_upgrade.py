@@ -98,7 +98,7 @@ def is_answering(gate: Gateway) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: list[str]) -> None:
     """Workers, their ids, the generation; streams and idle connections of the old daemon. No process, no descriptor."""
     with gateway(workers=[engine]) as gate:
@@ -149,7 +149,7 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_upgrades_can_follow_one_another_while_the_first_daemon_still_streams(engine: str) -> None:
     with gateway(workers=[engine]) as gate:
         descriptors = descriptors_of(gate.main_pid)

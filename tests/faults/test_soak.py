@@ -122,6 +122,7 @@ def overload(gate: Gateway) -> Round:
     return Round(peak, goodput(samples), share(at_ease, 0.99), share(admitted, 0.99), shed)
 
 
+@pytest.mark.alone
 def test_overload_costs_those_who_are_shed_and_nobody_else(engines: list[str]) -> None:
     """Three times what the engines can do: they still do it, in their usual time, and the others hear at once."""
     with gateway_with({}, SHED, "--policy", "least_request", workers=engines) as (gate, _):

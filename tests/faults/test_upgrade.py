@@ -63,7 +63,7 @@ def begun(gate: Gateway, pool: ThreadPoolExecutor, count: int) -> list[Future[in
     return [pool.submit(read_stream, client) for client in clients]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ten_upgrades_under_load_with_long_streams(engines: list[str], slow_engine: str) -> None:
     streams: list[Future[int]] = []
     took: list[float] = []
@@ -101,7 +101,7 @@ def test_ten_upgrades_under_load_with_long_streams(engines: list[str], slow_engi
         assert report.answered > 1000
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_restarts_with_socket_activation_refuse_nobody(tmp_path: Path, engines: list[str]) -> None:
     """What connects meanwhile waits: its longest wait is the gap in which nobody accepts."""
     gaps = []

@@ -14,8 +14,8 @@ import pytest
 
 from pointsman.daemon.version import VERSION
 
-# Compiling takes seconds, and the first installation on a machine downloads the dependencies.
-pytestmark = pytest.mark.timeout(300)
+# Compiling takes a minute and more, and the first installation on a machine downloads the dependencies.
+pytestmark = pytest.mark.timeout(900)
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -72,6 +72,7 @@ def evaluate(environment: Path, code: str) -> str:
     return run(environment / "bin/python", "-c", code, cwd=environment).strip()
 
 
+@pytest.mark.slow
 def test_wheel_holds_nothing_but_our_namespace(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -80,6 +81,7 @@ def test_wheel_holds_nothing_but_our_namespace(wheel: Path) -> None:
     assert not [name for name in names if name.endswith((".c", ".pyx", ".pyc"))]
 
 
+@pytest.mark.slow
 def test_wheel_from_sdist_holds_every_module_and_data_file(checkout: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -97,6 +99,7 @@ def test_wheel_from_sdist_holds_every_module_and_data_file(checkout: Path, wheel
         assert [name for name in names if name.startswith(stem) and name.endswith(".so")], f"{stem}so is missing"
 
 
+@pytest.mark.slow
 def test_wheel_of_checkout_equals_wheel_of_sdist(checkout: Path, wheel: Path) -> None:
     """`pip install .` goes through the links in src/; an sdist has real folders there."""
     run(
@@ -117,6 +120,7 @@ def test_wheel_of_checkout_equals_wheel_of_sdist(checkout: Path, wheel: Path) ->
         assert sorted(ours.namelist()) == sorted(theirs.namelist())
 
 
+@pytest.mark.slow
 def test_lives_beside_python_daemon(environment: Path) -> None:
     theirs = evaluate(environment, "import daemon; print(daemon.DaemonContext.__module__)")
     assert theirs == "daemon.daemon"
@@ -126,12 +130,14 @@ def test_lives_beside_python_daemon(environment: Path) -> None:
     assert ours == f"{VERSION} False"
 
 
+@pytest.mark.slow
 def test_every_extension_loads_from_the_wheel(checkout: Path, environment: Path) -> None:
     for source in (checkout / "daemon").rglob("*.pyx"):
         module = ".".join(("pointsman", *source.relative_to(checkout).with_suffix("").parts))
         assert evaluate(environment, f"import {module} as m; print(m.__file__)").endswith(".so")
 
 
+@pytest.mark.slow
 def test_console_script_is_installed(environment: Path) -> None:
     assert run(environment / "bin/pointsman", "--version", cwd=environment).split() == ["pointsman", VERSION]
 

@@ -58,7 +58,8 @@ def test_an_answer_that_is_not_whole_is_no_figure(answer: bytes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.alone
+@pytest.mark.timeout(600)
 def test_shards_share_what_they_know() -> None:
     tallies = list(rounds(SHORT, ROUNDS, (*CONTESTANTS, SEPARATE)))
     figures = compare(tallies, (*CONTESTANTS, SEPARATE))
