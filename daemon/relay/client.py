@@ -105,6 +105,10 @@ class ClientConnection(Caller):
 
     def _feed(self, data: bytes) -> None:
         """llhttp stops after a message that asks for an upgrade; we never upgrade, so the rest is the next request."""
+        if self._request is None:
+            # Asking the parser for the version of every request costs more than to see it at the end of the first line
+            end = data.find(b"\n")
+            self._is_1_1 = data[max(end - 10, 0) : end] == b" HTTP/1.1\r"
         while data:
             try:
                 self._parser.feed_data(data)
@@ -169,7 +173,9 @@ class ClientConnection(Caller):
                 raise malformed_http(f"more than {settings.max_headers} headers", status=431)
             if self._head_bytes > settings.max_header_bytes < request.head_size():
                 raise head_too_large()
-            request.finish_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
+            version = "1.1" if self._is_1_1 else parser.get_http_version()
+            self._is_1_1 = False
+            request.finish_head(parser.get_method(), version, parser.should_keep_alive())
             if self.context.elsewhere is not None:
                 request.is_streamed = self._is_streamed(request.path)
             most = inf if request.is_streamed else settings.max_payload_size

@@ -1,3 +1,7 @@
+from pointsman.daemon.relay.request_lines cimport header_lines, holds_control, is_bad_target, kind_of
+
+cdef int _ORDINARY, _HOST, _ROUTING, _CONTENT_LENGTH, _CONTENT_TYPE, _AUTHORIZATION, _TRANSFER_ENCODING
+
 cdef class Inbound:
     cdef public double started
     cdef public list target_parts, headers
@@ -23,5 +27,3 @@ cdef class Inbound:
     cpdef bytes body(self)
     cpdef long long hold(self, long long more_bytes) except? -1
     cpdef long long drop_body(self) except? -1
-
-cdef bint _holds(bytes text, bytes any_of) except -1

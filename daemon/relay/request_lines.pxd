@@ -1,0 +1,15 @@
+cpdef enum HeaderKind:
+    ORDINARY = 0
+    HOP = 1
+    HOST = 2
+    CONTENT_LENGTH = 3
+    CONTENT_TYPE = 4
+    AUTHORIZATION = 5
+    TRANSFER_ENCODING = 6
+    ROUTING = 7
+    RARE = 8
+
+cpdef HeaderKind kind_of(bytes name)
+cpdef bytes header_lines(list passing)
+cpdef bint holds_control(bytes text) except -1
+cpdef bint is_bad_target(bytes target) except -1
