@@ -12,7 +12,6 @@ cdef class ClientConnection(Caller):
     cdef Py_ssize_t _head_bytes
     cdef double _reading_since, _linger_until
     cdef bint _is_reading_paused, _waits_for_buffer, _is_1_1
-    cdef object __weakref__
 
     cdef _feed(self, bytes data)
     cdef bint _is_streamed(self, bytes path) except -1

@@ -29,7 +29,6 @@ cdef class ShardContext:
     cdef double _wall_offset
     cdef bytes _id_prefix, _line_start
     cdef bint _is_logging, _is_text
-    cdef object __weakref__
 
     cpdef double now(self) noexcept
     cpdef table(self)

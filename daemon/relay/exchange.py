@@ -136,7 +136,7 @@ class Exchange(Routed):
     _task: asyncio.Task[None] | None
 
     def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
-        super().__init__(client, request, route, features, table)
+        self._begin(client, request, route, features, table)
         self._failed = ()
         self._held_data = b""
 
@@ -233,24 +233,26 @@ class Exchange(Routed):
     def _plan(self, prompt_tokens: int) -> Plan:
         request, features = self.request, self.features
         key = request.key
-        plan, is_known = self.table.plan_for(
-            request.profile,
-            features.model,
-            self.route.path,
-            request.header,
-            prompt_tokens,
-            features.max_tokens,
-            None if key is None else key.name,
-        )
+        plan: Plan | None = self.table.only_plan if request.profile is None else None
+        if plan is None:
+            plan, is_known = self.table.plan_for(
+                request.profile,
+                features.model,
+                self.route.path,
+                request.header,
+                prompt_tokens,
+                features.max_tokens,
+                None if key is None else key.name,
+            )
+            if not is_known:
+                self.context.count(at.G_PROFILE_FALLBACKS)
         if key is not None:
             key.check_profile(plan.profile)
-        if not is_known:
-            self.context.count(at.G_PROFILE_FALLBACKS)
         self.plan = plan
         return plan
 
     def _watch(self, plan: Plan) -> None:
-        self.watch = watch = Watch(plan.timeouts, self.request.started, is_stream=self.features.is_stream)
+        self.watch = watch = Watch(plan.timeouts, self.request.started, self.features.is_stream)
         self.context.wheel.arm(self, watch.first_look())
 
     def _take_request(self, plan: Plan) -> None:

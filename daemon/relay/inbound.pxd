@@ -14,7 +14,6 @@ cdef class Inbound:
     cdef public long long body_size, held_bytes
     cdef bytes _passing
     cdef list _chunks
-    cdef object __weakref__
 
     cpdef finish_head(self, bytes method, str version, bint keep_alive)
     cdef _read_headers(self)

@@ -63,16 +63,17 @@ cdef inline char *_count(char *to, object value) noexcept:
     return _put(to, b"null", 4) if value is None else _int(to, <int64_t> value)
 
 
-def request_line(
-    double ts_s, bytes request_id, int64_t shard, bytes client, bytes key, bytes method, bytes path, int64_t status, bytes model,
-    bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts, double queue_ms, double connect_ms,
-    double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, int64_t continuations, bytes reason,
-    prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end,
-    bytes termination,
+cpdef bytes request_line(
+    double ts_s, bytes request_id, int64_t shard, bytes client, bytes key, bytes method, bytes path, int64_t status,
+    bytes model, bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts,
+    double queue_ms, double connect_ms, double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out,
+    int64_t resends, int64_t continuations, bytes reason, prompt_tokens, int64_t matched_tokens, cached_tokens,
+    output_tokens, bytes end, bytes termination,
 ):
     """`key`, `path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without.
 
-    NaN, None: null. No `continuations`: left out. An empty `key`: none was asked for, and the field is left out. An empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
+    NaN, None: null. No `continuations`: left out. An empty `key`: none was asked for, and the field is left out. An
+    empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
     """
     cdef bytes out
     cdef char *start

@@ -29,4 +29,5 @@ cdef class Routed(Receiver):
     cdef public int status, attempts, resends, continuations
     cdef public bint is_exhausted, is_keep_alive, is_ended
     cdef public double queued_s, connected_at, first_byte_at
-    cdef object __weakref__
+
+    cdef _begin(self, Caller client, Inbound request, route, features, table)

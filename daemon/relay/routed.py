@@ -59,7 +59,7 @@ class Caller:
 
 
 class Routed(Receiver):
-    """What is not set in `__init__` begins as None, 0 or False: it is a C struct (routed.pxd)."""
+    """What `_begin` does not set begins as None, 0 or False: it is a C struct (routed.pxd)."""
 
     plan: Plan | None
     pool: Pool | None
@@ -94,7 +94,9 @@ class Routed(Receiver):
     pair: Pair | None
     """of a request whose prompt another worker computes"""
 
-    def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
+    def _begin(
+        self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable
+    ) -> None:
         self.client = client
         self.context: ShardContext = client.context
         self.request = request

@@ -1,7 +1,10 @@
 from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.heads cimport ResponseHead
 from pointsman.daemon.relay.inbound cimport Inbound
+from pointsman.daemon.relay.lines cimport request_line
 from pointsman.daemon.relay.routed cimport Routed
+from pointsman.daemon.relay.upstream cimport UpstreamPool
+from pointsman.daemon.relay.usage cimport Usage, read_usage
 from pointsman.daemon.telemetry.series cimport Series
 
 cdef object _COMPLETE

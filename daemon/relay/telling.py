@@ -22,6 +22,8 @@ MAX_EXPLANATION_HEADER = 6144
 """bytes; clients read heads of 8 KiB at least"""
 _ENDINGS = {ending: ending.encode() for ending in Ending}
 _TERMINATED = b"--"
+_MAX_KNOWN_MODELS = 256
+_known_models: dict[str, bytes] = {}
 _COMPLETE = Ending.COMPLETE
 _DURATION, _FIRST_BYTE = at.KIND_DURATION, at.KIND_FIRST_BYTE
 _REASONS = tuple(reason.encode() for reason in REASONS)
@@ -204,12 +206,12 @@ def _log_line(exchange: Routed, status: int, ending: Ending, now: float) -> byte
         request.method,
         exchange.route.path_json or path_json(request),
         status,
-        orjson.dumps(exchange.features.model),
+        _json_of(exchange.features.model),
         exchange.features.is_stream,
         plan.profile_json if plan is not None else b'""',
         orjson.dumps(asked)[1:-1] if asked else plan.policy_text if plan else b"",
         exchange.table.generation,
-        b'""' if worker is None else orjson.dumps(worker.url),
+        b'""' if worker is None else context.upstreams.of(worker).url_json,
         exchange.attempts,
         exchange.queued_s * 1000,
         (exchange.connected_at - started) * 1000 if exchange.connected_at else nan,
@@ -227,6 +229,16 @@ def _log_line(exchange: Routed, status: int, ending: Ending, now: float) -> byte
         _ENDINGS[ending],
         _TERMINATED if ending is _COMPLETE else termination(ending, status, exchange.blame, _phase(exchange)).encode(),
     )
+
+
+def _json_of(model: str) -> bytes:
+    """Clients name the same few models again and again."""
+    known = _known_models.get(model)
+    if known is None:
+        known = orjson.dumps(model)
+        if len(_known_models) < _MAX_KNOWN_MODELS:
+            _known_models[model] = known
+    return known
 
 
 def _phase(exchange: Routed) -> str:

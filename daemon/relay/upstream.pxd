@@ -26,7 +26,6 @@ cdef class UpstreamConnection:
     cdef bytes _buffer
     cdef ResponseHead _head
     cdef list _outgoing
-    cdef object __weakref__
 
     cpdef send(self, Receiver exchange, bytes head, bytes body)
     cpdef flush(self)
@@ -40,6 +39,7 @@ cdef class UpstreamPool:
     cdef public list idle
     cdef public bint is_closed
     cdef public long long key
+    cdef readonly bytes url_json
     cdef public bytes authority, base_path, authorization
     cdef bytes _worker_line, _identity
     cdef long long _identity_of

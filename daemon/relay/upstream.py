@@ -12,6 +12,8 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
+import orjson
+
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
@@ -226,6 +228,7 @@ class UpstreamPool:
         self.idle: list[UpstreamConnection] = []
         self.is_closed = False
         self.key = key_of(worker.id)
+        self.url_json = orjson.dumps(worker.url)
         # what every request to this worker repeats, in wire form
         self.authority = _authority(worker)
         self.base_path = worker.base_path.encode()

@@ -27,8 +27,6 @@ cdef enum:
 cdef class Usage:
     """None where the engine does not tell."""
 
-    cdef readonly object output_tokens, prompt_tokens, cached_tokens
-
     def __repr__(self):
         return f"Usage({self.output_tokens}, {self.prompt_tokens}, {self.cached_tokens})"
 
@@ -41,7 +39,7 @@ cdef inline bint _is(const char *end, size_t room, const char *name, size_t size
     return room > size and memcmp(end - size, name, size) == 0 and end[-<ssize_t> size - 1] == c'"'
 
 
-def read_usage(bytes data not None) -> Usage:
+cpdef Usage read_usage(bytes data):
     """From the last piece of an answer that holds counts; of several the last ones stand."""
     cdef const char *start = <const char *> data
     cdef const char *end = start + len(data)

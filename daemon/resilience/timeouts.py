@@ -66,7 +66,7 @@ MISSED: dict[Deadline, Missed] = {
 class Watch:
     """Of one request under one profile. Times are seconds of the monotonic clock."""
 
-    def __init__(self, section: TimeoutsSection, started: float, *, is_stream: bool) -> None:
+    def __init__(self, section: TimeoutsSection, started: float, is_stream: bool) -> None:
         self.section = section
         self.started = started
         self.is_stream = is_stream

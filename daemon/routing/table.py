@@ -224,6 +224,10 @@ class RoutingTable:
             )
             for match in snapshot.matches
         )
+        usual = next(iter(self._fallbacks), self._default)
+        takes_all = usual.takes(0) and usual.takes(MAX_TOKENS)
+        self.only_plan = usual if takes_all and not self._rules else None
+        """of everybody who asks for no profile, whatever is asked; None: `plan_for` has to look"""
 
     def fleet(self, role: str) -> Pool:
         """All workers of a role; a pool's `positions` are positions in it."""
