@@ -212,7 +212,7 @@ KEYS = [
 ]
 ODD_KEYS = [b"", b"mode", rb"m\u006fdel", rb"me\/ssages", rb"text\u0000", "tëxt".encode(), b"messages\xff"]
 INNER_KEYS = [*b"role content text type tool_calls image_url name max_new_tokens id".split(), b""]
-WIDTHS = [1, 7, 14, 15, 16, 17, 30, 31, 33, 47, 61, 62, 63, 64, 65, 66, 127, 130, 200]
+WIDTHS = [1, 7, 14, 15, 16, 17, 30, 31, 33, 47, 61, 62, 63, 64, 65, 66, 78, 79, 80, 127, 130, 143, 200]
 DAMAGE = b'"\\{}[]:,0123456789eE+-.tfn \n\x00\x1f\x7f\x80\xc3\xe4\xf0\xff/uad'
 
 
@@ -234,7 +234,7 @@ class Bodies:
             last = body
 
     def _fill(self) -> None:
-        self._error_share = self._rng.choice([0.0, 0.0, 0.0, 0.02])
+        self._error_share = self._rng.choice([0.0, 0.0, 0.02, 0.1])
         self._strings = [self._string() for _ in range(200)]
         self._scalars = self._strings[:40] + [self._scalar() for _ in range(60)]
         self._values = self._scalars[:]

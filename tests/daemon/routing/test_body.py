@@ -117,6 +117,14 @@ def test_any_bytes_are_refused_or_read_as_parsers_read_them(body: bytes) -> None
     Judge().judge(body)
 
 
+@pytest.mark.parametrize("piece", ['\\"', "\\\\", "\\n", "\\u00e9", "\\ud83d\\ude00", "é", "中", "😀"])
+def test_what_is_special_is_found_at_every_offset(piece: str) -> None:
+    judge = Judge()
+    for width in range(150):
+        assert judge.judge(f'{{"text": "{"x" * width}{piece}{"y" * (width % 70)}", "model": "m"}}'.encode())
+        assert scan(f'{{"text": "{"x" * width}{piece}'.encode()) is None
+
+
 def test_fuzzed_a_little() -> None:
     judge = fuzz(7, lambda judge: judge.cases >= 20_000)
     assert judge.certain > judge.cases / 4
