@@ -22,8 +22,11 @@ from pointsman.daemon.bench.workloads import basic
 MOST_US_PER_REQUEST = 50.0
 MOST_US_PER_EVENT = 10.0
 DELAY_MS = 20.0
+TIMER_MS = 1.0
+"""What the server's timers are coarse by."""
 MOST_ERROR_MS = 5.0
-"""Of the median against a server that answers DELAY_MS late: its timers and the scheduler are in it."""
+"""Of the least latency against a server that answers DELAY_MS late. The least, because a busy machine makes others
+late for real."""
 STALL_MS = 500.0
 LEAST_SEEN_MS = 200.0
 """Of the 99th percentile when a server stood still for STALL_MS: a quarter of a run of two seconds waited."""
@@ -52,7 +55,9 @@ async def self_test(show: Callable[[str], None]) -> list[Check]:
     return [
         _at_most("CPU per request", requests.generator.cpu_us_per_request, MOST_US_PER_REQUEST, "µs", requests),
         _at_most("CPU per streamed event", events.generator.cpu_us_per_event or 0.0, MOST_US_PER_EVENT, "µs", events),
-        _between("median of a known latency", late.results.e2e_ms.p50, DELAY_MS, DELAY_MS + MOST_ERROR_MS, late),
+        _between(
+            "least of a known latency", late.results.e2e_ms.min, DELAY_MS - TIMER_MS, DELAY_MS + MOST_ERROR_MS, late
+        ),
         _at_least("p99 with a server that stood still", stalled.results.e2e_ms.p99, LEAST_SEEN_MS, stalled),
     ]
 
