@@ -31,9 +31,7 @@ def find_extensions() -> list[Extension]:
 def describe_extension(path: Path) -> Extension:
     name = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
     if IS_DEBUG:
-        return Extension(
-            name, [str(path)], include_dirs=HEADERS, extra_compile_args=["-O1", "-g", "-UNDEBUG", *QUIET]
-        )
+        return Extension(name, [str(path)], include_dirs=HEADERS, extra_compile_args=["-O1", "-g", "-UNDEBUG", *QUIET])
     return Extension(
         name,
         [str(path)],

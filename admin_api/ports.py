@@ -236,6 +236,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[ProcessView, ...]
     workers_total: int
     workers_healthy: int
+    can_serve: bool
+    """A regular worker is healthy, or a prefill and a decode worker."""
     draining: tuple[WorkerView, ...]
     """Those that get no new requests; removed ones as long as they have some."""
     in_flight: int

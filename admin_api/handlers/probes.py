@@ -30,7 +30,7 @@ class ProbeHandlers:
         counts = {"healthy_workers": status.workers_healthy, "total_workers": status.workers_total}
         if status.state == "draining":
             return answer({"status": "not ready", "reason": "draining", **counts}, status=503)
-        if not status.workers_healthy:
+        if not status.can_serve:
             return answer({"status": "not ready", "reason": "insufficient healthy workers", **counts}, status=503)
         return answer({"status": "ready", **counts})
 

@@ -46,7 +46,7 @@ def _values(draft: Draft) -> dict[str, Any]:
     if draft.router == "sglang-router":
         texts["admin_on_data_port"] = "true"
     texts |= _room_for_payloads(texts)
-    if strangers := tuple(dict.fromkeys(_outside(draft.workers))):
+    if strangers := tuple(dict.fromkeys(_outside((*draft.workers, *draft.prefills, *draft.decodes)))):
         texts["worker_networks"] = " ".join((*_NETWORKS, *strangers))
     texts["workers"] = " ".join(draft.workers)
     try:
@@ -126,8 +126,13 @@ def _as_in_profiles(key: str, value: Any) -> Any:
 
 
 def _workers(draft: Draft) -> Iterator[dict[str, Any]]:
+    key = {} if draft.api_key is None else {"api_key": draft.api_key}
     for url in draft.workers:
-        yield {"url": url} | ({} if draft.api_key is None else {"api_key": draft.api_key})
+        yield {"url": url, **key}
+    for url, port in draft.prefills.items():
+        yield {"url": url, "worker_type": "prefill", **({} if port is None else {"bootstrap_port": port}), **key}
+    for url in draft.decodes:
+        yield {"url": url, "worker_type": "decode", **key}
 
 
 def _toml(draft: Draft, values: Mapping[str, Any]) -> str:

@@ -60,6 +60,9 @@ class Draft:
     origin: dict[str, str] = field(default_factory=dict)
     """key of ServeConfig → the flag that asked for it"""
     workers: list[str] = field(default_factory=list)
+    prefills: dict[str, int | None] = field(default_factory=dict)
+    """URL → port of its bootstrap server"""
+    decodes: list[str] = field(default_factory=list)
     api_key: str | None = None
     strategy: str | None = None
     keeps_sessions: bool = False
@@ -179,6 +182,47 @@ def _workers(draft: Draft, given: Given) -> tuple[Word, str]:
             return "unsupported", f"{url.partition('://')[0]} engines are not spoken to; use their HTTP port"
         draft.workers.append(url)
     return "same", "workers.json; addresses that are not private are added to worker_networks"
+
+
+def _prefill(draft: Draft, given: Given) -> tuple[Word, str]:
+    url, *ports = given.values or ("",)
+    if len(ports) > 1 or not all(port == "none" or port.isdecimal() for port in ports):
+        raise FlagError(f"{given.flag}: expected URL [PORT|none]")
+    draft.prefills[url] = int(ports[0]) if ports and ports[0] != "none" else None
+    return "same", "workers.json: worker_type, bootstrap_port"
+
+
+def _decode(draft: Draft, given: Given) -> tuple[Word, str]:
+    draft.decodes += given.values
+    return "same", "workers.json: worker_type"
+
+
+def _connector(name: str) -> Rule:
+    def rule(draft: Draft, given: Given) -> tuple[Word, str]:
+        draft.put("kv_connector", name, given.flag)
+        return "same", place_of("kv_connector")
+
+    return rule
+
+
+def _named_connector(draft: Draft, given: Given) -> tuple[Word, str]:
+    name = _one(given)
+    if name not in ("nixl", "mooncake"):
+        return "unsupported", f"{name[:60]} is not spoken here; nixl and mooncake are"
+    draft.put("kv_connector", name, given.flag)
+    return "same", place_of("kv_connector")
+
+
+def _side_policy(key: str) -> Rule:
+    def rule(draft: Draft, given: Given) -> tuple[Word, str]:
+        name = _one(given)
+        if name not in POLICIES:
+            raise FlagError(f"{given.flag}: no policy {name[:60]!r}")
+        strategy, _, why = POLICIES[name]
+        draft.put(key, strategy, given.flag)
+        return ("changed", f"{place_of(key)} = {strategy}; {why}") if why else ("same", place_of(key))
+
+    return rule
 
 
 def _policy(draft: Draft, given: Given) -> tuple[Word, str]:
@@ -312,6 +356,13 @@ POLICIES: Mapping[str, tuple[str, bool, str]] = MappingProxyType(
 _RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "--worker-urls": _workers,
+        "--prefill": _prefill,
+        "--decode": _decode,
+        "--pd-disaggregation": _connector("sglang"),
+        "--vllm-pd-disaggregation": _connector("nixl"),
+        "--kv-connector": _named_connector,
+        "--prefill-policy": _side_policy("prefill_policy"),
+        "--decode-policy": _side_policy("decode_policy"),
         "--policy": _policy,
         "--api-key": _api_key,
         "--prometheus-host": _metrics("host"),

@@ -74,7 +74,7 @@ def _describe(workers: list[dict[str, Any]]) -> str:
             worker["worker_type"],
             ", ".join(worker["models"]) or "any",
             f"{worker['weight']:g}",
-            worker["in_flight"],
+            f"{worker['in_flight']} +{worker['holds']} held" if worker["holds"] else worker["in_flight"],
             "" if worker["oldest_s"] is None else duration(worker["oldest_s"]),
             worker["picks"],
             worker["source_path"] or worker["source"],
@@ -119,7 +119,8 @@ def _add(argv: list[str]) -> int:
     parser.add_argument("--weight", type=float, help="share of requests relative to others (default: 1)")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="repeat for more")
     parser.add_argument("--worker-type", choices=("regular", "prefill", "decode"))
-    parser.add_argument("--bootstrap-port", type=int)
+    parser.add_argument("--bootstrap-port", type=int, help="of a prefill worker")
+    parser.add_argument("--kv-connector", choices=("sglang", "nixl", "mooncake"), help="of a prefill or decode worker")
     parser.add_argument("--api-key-file", metavar="FILE", help="key to send to the worker; - reads standard input")
     arguments = parser.parse(argv)
     body = _body(parser, arguments)
@@ -144,6 +145,7 @@ def _body(parser: Parser, arguments: argparse.Namespace) -> dict[str, Any]:
         "labels": _labels(parser, arguments.label) or None,
         "worker_type": arguments.worker_type,
         "bootstrap_port": arguments.bootstrap_port,
+        "kv_connector": arguments.kv_connector,
         "api_key": _api_key(parser, arguments.api_key_file),
     }
     return {"url": arguments.url} | {name: value for name, value in optional.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -203,6 +203,7 @@ class ControlService:
             processes=process_views(segment, clock, has_batches=self.settings.batch_store is not None),
             workers_total=len(workers),
             workers_healthy=sum(worker.is_healthy for worker in workers),
+            can_serve=_can_serve(workers),
             draining=tuple(self.catalog.list(state="draining", model=None)),
             in_flight=sum(map(segment.inflight, slots)),
             connections=segment.gauge_total(at.G_CONNECTIONS),
@@ -259,3 +260,8 @@ class ControlService:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _can_serve(workers: Iterable[WorkerView]) -> bool:
+    roles = {worker.worker_type for worker in workers if worker.is_healthy}
+    return "regular" in roles or {"prefill", "decode"} <= roles

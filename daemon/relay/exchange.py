@@ -577,6 +577,8 @@ class Exchange(Routed):
             return self._open(head, framing, data, position)
         if self.pair is not None:
             self.pair.decode_headed()
+            if self.pair.merging is not None and not head.is_event_stream:
+                return self.pair.merging.hold(head, framing, data, position)
         if head.is_event_stream and not framing.is_done:
             self._held, self.framing = head, framing
             return self._first_event(head, framing, data, position)
@@ -636,7 +638,7 @@ class Exchange(Routed):
         )
         out = client_head(head, request.is_http_1_0, self.is_keep_alive, own_headers(self))
         available = len(data) - position
-        is_read = self._is_unchunked or self.transcript is not None
+        is_read = self._is_unchunked or self.transcript is not None or self.pair is not None
         if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or is_read:
             self._head_written(head, out)
             return position if framing.is_done or available == 0 else self.body_received(framing, data, position)
@@ -694,6 +696,8 @@ class Exchange(Routed):
             return self._first_event(self._held, framing, data, position)
         if self.transcript is not None:
             return self._pass_events(self.transcript, framing, data, position)
+        if self.pair is not None and self.pair.merging is not None:
+            return self.pair.merging.body_received(framing, data, position)
         transport = self.client.transport
         if self._is_unchunked:
             pieces: list[bytes] = []
@@ -730,6 +734,8 @@ class Exchange(Routed):
     def answer_complete(self) -> None:
         if self._held is not None and self.framing is not None:  # a stream that ended before its first event
             self._open(self._held, self.framing, self._held_data, 0)
+        if self.pair is not None and self.pair.merging is not None and not self.pair.merging.finish():
+            return
         self.upstream = None
         if self.transcript is None or self._is_told_to_the_end(self.transcript):
             self._end(self.status, _COMPLETE)
@@ -1045,6 +1051,19 @@ class Exchange(Routed):
     def watch_leg(self, now: float) -> None:
         """The prefill leg is sent: from here on the client waits for its first token."""
         self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
+
+    def tell_events(self, events: bytes) -> None:
+        """What `body_received` does, with whole events in a chunk of ours."""
+        self._tell(events)
+
+    def end_chunks(self) -> None:
+        self.client.transport.write(LAST_CHUNK)
+
+    def open_merged(self, head: ResponseHead, framing: BodyFraming, body: bytes) -> None:
+        """A whole answer, with a head that was held back."""
+        assert self.pair is not None
+        self.pair.merging = None
+        self._open(head, framing, body, 0)
 
     def abandon_leg(self) -> None:
         self._abandon_upstream()

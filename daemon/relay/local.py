@@ -32,11 +32,12 @@ def answer(context: ShardContext, request: Inbound, route: Route) -> Answer:
 
 def _readiness(context: ShardContext) -> Answer:
     table = context.table()
-    healthy = sum(1 for load in context.words.survey(table.every_slot) if load >= 0)
-    counts = {"healthy_workers": healthy, "total_workers": len(table.every_slot)}
+    loads = context.words.survey(table.every_slot)
+    up = {slot for slot, load in zip(table.every_slot, loads, strict=True) if load >= 0}
+    counts = {"healthy_workers": len(up), "total_workers": len(table.every_slot)}
     if context.is_stopping():
         return 503, orjson.dumps({"status": "not ready", "reason": "draining", **counts}), JSON
-    if healthy == 0:
+    if not table.can_serve(up):
         return 503, orjson.dumps({"status": "not ready", "reason": "insufficient healthy workers", **counts}), JSON
     return 200, orjson.dumps({"status": "ready", **counts}), JSON
 

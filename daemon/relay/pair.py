@@ -55,6 +55,7 @@ from pointsman.daemon.pd.legs import (
 from pointsman.daemon.pd.two_step import TwoStepPair
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead
+from pointsman.daemon.relay.merging import Merging
 from pointsman.daemon.relay.prefill_leg import PrefillLeg
 from pointsman.daemon.resilience.breaker import Verdict
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
@@ -98,6 +99,8 @@ class Pair:
     decode_body: bytes | None = None
     """what decode is sent in place of the client's body"""
     leg: PrefillLeg | None = None
+    merging: Merging | None = None
+    """of prefill's input logprobs into decode's answer"""
     waits_since = 0.0
     """for memory at a decode worker"""
     _failure: Fail | None = None
@@ -174,11 +177,16 @@ class Pair:
             return
         if is_bootstrap(paired.prefill.worker):
             self.machine = BootstrapPair()
+            self.merging = Merging(exchange) if self._merges else None
         else:
             self.machine = TwoStepPair(self.plan.pd.kv_lease_s)
         self._sent_at = now
         exchange.watch_leg(now)
         self._do(self.machine.receive(Started(), now))
+
+    @property
+    def _merges(self) -> bool:
+        return self.shape.wants_input_logprobs and not self.exchange.request.is_http_1_0
 
     @property
     def header_line(self) -> bytes:
@@ -206,7 +214,7 @@ class Pair:
             rooms = self.context.pairs.take_rooms(self.shape.transfers or 1)
             members = bodies.bootstrap_members(worker.host, worker.bootstrap_port, rooms, self.shape)
             body = self.decode_body = bodies.with_members(self._body(), members)
-            collects = self.shape.wants_input_logprobs
+            collects = self._merges
         else:
             self._transfer_id = f"xfer-{uuid4().hex}"
             is_mooncake = worker.kv_connector == MOONCAKE
@@ -308,7 +316,10 @@ class Pair:
             params = bodies.told_params(answer)
             if worker.kv_connector == MOONCAKE:
                 params = self._mooncake_params(worker, params)
+        merging = self.merging
         self.tell(Finished(Leg.PREFILL, params))
+        if merging is not None:
+            merging.prompt_known(answer or b"")
         self._pass_failure_on(bad_answer(f"the prefill worker {worker.url} told nothing for decode"))
 
     def _mooncake_params(self, worker: WorkerSpec, told: bytes | None) -> bytes:
@@ -348,7 +359,7 @@ class Pair:
         if self._failure is not None:
             self._count_failure(Leg.PREFILL, self._failure.outcome)
         self.leg.pair, self.leg.heir = None, self.exchange
-        self.paired, self.leg, self._is_loaded = None, None, False
+        self.paired, self.leg, self.merging, self._is_loaded = None, None, None, False
         return side.booked, side.is_probe
 
     # --- the exchange
@@ -362,9 +373,8 @@ class Pair:
         paired, now = self.paired, self.context.now()
         if paired is None:
             return
-        if self._unloaded_at:
-            self.context.pairs.counts.observe("transfer", now - self._unloaded_at)
         self.tell(FirstByte(Leg.DECODE))
+        self.context.pairs.counts.observe("transfer", now - self._unloaded_at)
         self.context.pairs.router.succeeded(paired, now)
 
     def failed(self, outcome: Outcome, verdict: Verdict) -> tuple[Verdict, tuple[int, ...]]:
@@ -408,7 +418,7 @@ class Pair:
     def _forget_attempt(self) -> None:
         self._drop_leg()
         self._let_go()
-        self.paired, self._unloaded_at, self._is_resent = None, 0.0, False
+        self.paired, self.merging, self._unloaded_at, self._is_resent = None, None, 0.0, False
 
     def has_other(self, failed: tuple[int, ...], now: float) -> bool:
         return self.context.pairs.router.has_other(self.pools, failed, now)

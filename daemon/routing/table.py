@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from re import Pattern
@@ -237,6 +237,13 @@ class RoutingTable:
     def for_questions(self) -> Pool:
         """Who is asked what any worker answers."""
         return self.everyone if self.everyone.workers else self._fleets["prefill"]
+
+    def can_serve(self, up: Container[int]) -> bool:
+        """Whether any model has a worker, or a pair of workers, of which all slots are in `up`."""
+        if any(worker.slot in up for worker in self._regular):
+            return True
+        pairs = [*self._pairs.values(), *([self._undeclared_pairs] if self._undeclared_pairs else [])]
+        return any(prefill in up and decode in up for one in pairs for prefill, decode in one.compatible)
 
     @property
     def has_pairs(self) -> bool:

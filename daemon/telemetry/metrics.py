@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,9 +18,10 @@ from pointsman.config.snapshot import KEY_OTHER, MODEL_OTHER, Snapshot, WorkerSp
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
-from pointsman.daemon.telemetry import batch_metrics, peer_metrics, resilience_metrics, routing_metrics
+from pointsman.daemon.telemetry import batch_metrics, pair_metrics, peer_metrics, resilience_metrics, routing_metrics
+from pointsman.daemon.telemetry.buckets import cumulative
 from pointsman.daemon.telemetry.key_counts import read_key_counts
-from pointsman.daemon.telemetry.series import ROUTES, Histogram, read_histogram, read_series
+from pointsman.daemon.telemetry.series import ROUTES, read_histogram, read_series
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HEARTBEAT_STALE_NS = 2_000_000_000
@@ -68,6 +68,7 @@ class _SegmentCollector(Collector):
         yield from routing_metrics.collect(self._state, self._snapshot.workers)
         yield from resilience_metrics.collect(self._state, self._snapshot)
         yield from batch_metrics.collect(self._segment)
+        yield from pair_metrics.collect(self._segment, self._snapshot.workers)
         yield from _daemon(self._segment, self._info)
 
 
@@ -108,13 +109,8 @@ def _histogram(segment: Segment, kind: int, name: str, documentation: str) -> Me
     for route, label in enumerate(ROUTES):
         histogram = read_histogram(segment, route, kind)
         if histogram.count:
-            metric.add_metric((label,), buckets=_cumulative(histogram), sum_value=histogram.sum_s)
+            metric.add_metric((label,), buckets=cumulative(histogram), sum_value=histogram.sum_s)
     return metric
-
-
-def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    bounds = [str(bound) for bound in at.BUCKETS_S] + ["+Inf"]
-    return list(zip(bounds, accumulate(histogram.buckets), strict=True))
 
 
 # --- API keys

@@ -179,10 +179,6 @@ def test_the_key_lets_in_and_reaches_the_engines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("router", "line"),
     [
-        (
-            "sglang-router",
-            (*SGLANG, "--pd-disaggregation", "--prefill", "http://p:30001", "9001", "--decode", "http://d:30011"),
-        ),
         ("sglang-router", (*SGLANG, "--service-discovery", "--selector", "app=sglang-worker", "role=inference")),
         ("vllm-router", (*VLLM, "--vllm-pd-disaggregation", "--kv-connector", "nixl", "--vllm-discovery-address", "x")),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -48,7 +49,7 @@ def assert_nothing_stays(gate: Gateway) -> None:
 def test_a_thousand_streams_with_five_percent_transfer_errors(fleet: PairFleet) -> None:
     """Clients do not notice, no room is used twice, and nobody's breaker opens for what was nobody's fault."""
 
-    async def run(gate: Gateway) -> tuple[list[bool], list[str], list[dict[str, object]]]:
+    async def run(gate: Gateway) -> tuple[list[bool], list[str], list[dict[str, Any]]]:
         for number, decode in enumerate(fleet.decodes):
             await fleet.arm(decode, {**TRANSFER_ERRORS, "seed": number})
         prompts = [f"prompt {number} " * 20 for number in range(STREAMS)]

@@ -1,0 +1,164 @@
+"""Prefill/decode pairs as an operator runs them: flags, readiness per role, drains that wait, fleets of one and one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pointsman.scripts.simulated_engine.text import generate_output
+from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.pair_engines import PairFleet, pair_fleet
+
+PROMPT = "a prompt of several blocks " * 40
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[PairFleet]:
+    with pair_fleet(1, 1) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def healed(fleet: PairFleet) -> Iterator[None]:
+    yield
+    asyncio.run(fleet.reset())
+
+
+def ask(gate: Gateway, path: str = "/v1/completions", body: Any = None) -> tuple[int, Any]:
+    request = urllib.request.Request(f"{gate.url}{path}", None if body is None else json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def completion(prompt: str = PROMPT, **fields: Any) -> dict[str, Any]:
+    return {"model": "sim-model", "prompt": prompt, "max_tokens": 6, **fields}
+
+
+def right(prompt: str = PROMPT) -> str:
+    return "".join(generate_output(prompt.encode(), 6))
+
+
+@pytest.mark.parametrize("flavor", ["sglang", "vllm"])
+def test_a_pair_answers_what_one_engine_would(flavor: str) -> None:
+    flags = ["--vllm-pd-disaggregation"] if flavor == "vllm" else ["--pd-disaggregation"]
+    with pair_fleet(1, 1, flavor=flavor) as fleet, gateway(*fleet.flags, *flags) as gate:
+        gate.wait_healthy(2)
+        status, answer = ask(gate, body=completion())
+        assert (status, answer["choices"][0]["text"]) == (200, right())
+        states = asyncio.run(fleet.states())
+        assert [state["inference_requests_total"] for state in states] == [1, 1]
+        assert [state["transfers"]["transfers_failed"] for state in states] == [0, 0]
+        metrics = gate.metrics()
+        assert metrics['pointsman_pair_requests_total{leg="prefill"}'] == 1
+        assert metrics['pointsman_pair_requests_total{leg="decode"}'] == 1
+        assert metrics["pointsman_pair_prefill_seconds_count"] == metrics["pointsman_pair_transfer_seconds_count"] == 1
+        assert not any(value for name, value in metrics.items() if name.startswith("pointsman_pair_errors_total"))
+
+
+def test_readiness_needs_both_roles(fleet: PairFleet) -> None:
+    with gateway() as gate:
+        prefill, decode = fleet.prefills[0], fleet.decodes[0]
+        gate.add_worker(prefill.url, worker_type="prefill", bootstrap_port=prefill.bootstrap_port)
+        gate.wait_healthy(1)
+        assert ask(gate, "/readiness")[0] == 503
+        status, answer = ask(gate, body=completion())
+        assert status == 503
+        assert "no decode worker is configured" in answer["error"]["message"]
+        gate.add_worker(decode.url, worker_type="decode")
+        gate.wait_healthy(2)
+        assert ask(gate, "/readiness")[0] == 200
+        assert ask(gate, body=completion())[1]["choices"][0]["text"] == right()
+
+
+def test_the_last_of_a_role_is_never_kept_out(fleet: PairFleet) -> None:
+    """A fleet of one and one under bursts of 429 and 503: it goes on serving, whatever its breakers say."""
+    flags = ("--cb-failure-threshold", "3", "--retry-max-retries", "4", "--retry-initial-backoff-ms", "1")
+    with gateway(*fleet.flags, *flags) as gate:
+        gate.wait_healthy(2)
+        for engine, status in ((fleet.prefills[0], 503), (fleet.decodes[0], 429), (fleet.prefills[0], 429)):
+            asyncio.run(fleet.arm(engine, {"kind": "status", "status": status, "times": 12}))
+            seen = Counter(ask(gate, body=completion())[0] for _ in range(20))
+            print(f"\n{status}: {seen}")
+            assert seen[200] >= 10, "it serves again as soon as the engine does"
+            assert set(seen) <= {200, status}
+        asyncio.run(fleet.arm(fleet.prefills[0]))
+        assert ask(gate, body=completion())[1]["choices"][0]["text"] == right()
+
+
+def test_a_prefill_worker_without_a_bootstrap_port(fleet: PairFleet) -> None:
+    """`none`: the engines know the port, the request says null."""
+    port = fleet.prefills[0].bootstrap_port
+    with pair_fleet(0, 1, "--bootstrap-port", str(port)) as other:
+        decode, prefill = other.decodes[0].url, fleet.prefills[0].url
+        with gateway("--prefill", prefill, "none", "--decode", decode) as gate:
+            gate.wait_healthy(2)
+            assert ask(gate, body=completion())[1]["choices"][0]["text"] == right()
+            assert {worker["bootstrap_port"] for worker in gate.workers()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--prefill", "http://127.0.0.1:1@0"), "has no user or password"),
+        (("--dp-aware",), "data-parallel ranks (URL@RANK) are not addressed"),
+        (("--prefill", "9001"), "the port 9001 follows no URL"),
+        (("--prefill", "http://127.0.0.1:1", "99999"), "expected URL#PORT"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(flags: tuple[str, ...], why: str) -> None:
+    command = [sys.executable, "-m", "pointsman.daemon.main", "serve", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 64
+    assert why in done.stderr
+
+
+def test_a_prefill_worker_is_not_removed_while_decode_has_to_fetch_from_it(fleet: PairFleet) -> None:
+    """Its load is over, but its KV is still wanted."""
+    prefill, decode = fleet.prefills[0], fleet.decodes[0]
+    asyncio.run(fleet.arm(decode, {"kind": "hang", "seconds": 2.0, "after_bytes": 0}))
+    with gateway() as gate:
+        gate.add_worker(prefill.url, worker_type="prefill", bootstrap_port=prefill.bootstrap_port)
+        gate.add_worker(decode.url, worker_type="decode")
+        gate.wait_healthy(2)
+        found: list[tuple[int, Any]] = []
+        asking = threading.Thread(target=lambda: found.append(ask(gate, body=completion())))
+        asking.start()
+        worker = gate.wait_until("a hold", lambda: next((w for w in gate.workers() if w["holds"]), None))
+        assert worker is not None
+        assert (worker["worker_type"], worker["in_flight"]) == ("prefill", 0)
+        assert gate.admin("DELETE", f"/workers/{worker['id']}")[0] == 202
+        left = [line["event"] for line in gate.log if line["event"] == "worker_gone"]
+        assert not left
+        asking.join(30)
+        assert [status for status, _ in found] == [200]
+        gate.wait_log("worker_gone")
+
+
+def test_input_logprobs_come_from_prefill(fleet: PairFleet) -> None:
+    """Plain, in a batch, and in every event of a stream."""
+    with gateway(*fleet.flags) as gate:
+        gate.wait_healthy(2)
+        body = {"text": "a b c d", "sampling_params": {"max_new_tokens": 3}, "return_logprob": True}
+        _, answer = ask(gate, "/generate", body)
+        assert len(answer["meta_info"]["input_token_logprobs"]) == 2
+        _, answers = ask(gate, "/generate", {**body, "text": ["a b c d", "e f g h i"]})
+        assert [len(one["meta_info"]["input_token_logprobs"]) for one in answers] == [2, 3]
+        request = urllib.request.Request(f"{gate.url}/generate", json.dumps({**body, "stream": True}).encode())
+        with urllib.request.urlopen(request, timeout=30) as streamed:
+            events = [json.loads(line[6:]) for line in streamed.read().splitlines() if line.startswith(b"data: {")]
+        assert len(events) == 3
+        assert {len(one["meta_info"]["input_token_logprobs"]) for one in events} == {2}
+        assert events[-1]["text"] == answer["text"]
