@@ -287,7 +287,8 @@ def test_a_leg_that_fails_cancels_the_other_and_another_pair_answers(
     is_own = fault is reset
     assert (rig.failures(leg) > 0) == is_own
     assert rig.failures(sibling) == rig.failures(GOOD_PREFILL) == rig.failures(GOOD_DECODE) == 0
-    cause = {reset: "reset", refuse_status: "status", error_event: "error_event"}[fault]
+    causes: dict[Script, str] = {reset: "reset", refuse_status: "status", error_event: "error_event"}
+    cause = causes[fault]
     assert rig.errors() == {(pair_counts.LEGS[leg], cause): 5}
 
 

@@ -301,6 +301,7 @@ class FakeControlPort:
             processes=(PROCESS,),
             workers_total=len(self.live),
             workers_healthy=sum(known.is_healthy for known in self.live),
+            can_serve=True,
             draining=tuple(known for known in self.live if known.drain is not None),
             in_flight=2,
             connections=5,

@@ -68,12 +68,25 @@ def test_what_stands_before_the_flags_says_nothing(before: tuple[str, ...]) -> N
 
 def test_every_flag_of_the_tables_has_a_verdict_and_a_reason() -> None:
     samples = {"--policy": "random", "--assignment-mode": "random", "--api-key": KEY}
+    samples |= {"--prefill-policy": "random", "--decode-policy": "random"}
     values = dict.fromkeys(KNOWN, "1") | samples
     for flag in sorted(KNOWN):
         word, why = verdict(flag, values[flag])
         assert word in ("same", "changed", "unsupported"), flag
         assert why, flag
     assert set(sglang_flags.RENAMED) | set(sglang_flags.NO_EFFECT) | set(sglang_flags.REFUSED) <= KNOWN
+
+
+def test_pairs_become_workers_with_roles(tmp_path: Path) -> None:
+    line = ("--pd-disaggregation", "--prefill", "http://10.0.0.1:1", "9001", "--prefill", "http://10.0.0.2:1", "none")
+    found = imported(tmp_path, *line, "--decode", "http://10.0.0.3:1", "--decode-policy", "power_of_two")
+    assert found.workers == [
+        {"url": "http://10.0.0.1:1", "worker_type": "prefill", "bootstrap_port": 9001},
+        {"url": "http://10.0.0.2:1", "worker_type": "prefill"},
+        {"url": "http://10.0.0.3:1", "worker_type": "decode"},
+    ]
+    assert found.toml["decode_policy"] == "power_of_two"
+    assert verdict("--kv-connector", "lmcache")[0] == "unsupported"
 
 
 def test_defaults_of_theirs_are_written_down(tmp_path: Path) -> None:
