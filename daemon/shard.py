@@ -18,7 +18,7 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -162,7 +162,10 @@ class Shard:
             backlog, secured = self.context.settings.backlog, self._secured()
             self._servers = [
                 await self.loop.create_server(
-                    lambda: ClientConnection(self.context), sock=sock, backlog=backlog, **secured
+                    lambda: cast(asyncio.Protocol, ClientConnection(self.context)),
+                    sock=sock,
+                    backlog=backlog,
+                    **secured,
                 )
                 for sock in self._listening.sockets
             ]

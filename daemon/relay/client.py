@@ -38,7 +38,7 @@ from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.passage import Passage
-from pointsman.daemon.relay.routed import Caller, Routed
+from pointsman.daemon.relay.routed import Caller
 from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route, batch_route
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
 from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
@@ -429,7 +429,7 @@ class ClientConnection(Caller):
         if not keep_alive:
             self._close(not request.is_complete)
 
-    def exchange_ended(self, exchange: Routed | Passage) -> None:
+    def exchange_ended(self, exchange: Exchange | Passage) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         self.exchange = None
         self.context.count(_G_REQUESTS, -1)

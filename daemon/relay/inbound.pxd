@@ -20,7 +20,6 @@ cdef class Inbound:
     cdef _read_rarer(self, bytes key, bytes value)
     cdef _read_target(self)
     cdef bytes _origin_form(self, bytes target)
-    cpdef bytes header(self, bytes name)
     cpdef bytes passing_lines(self)
     cpdef add_body(self, bytes chunk)
     cpdef bytes body(self)

@@ -14,7 +14,14 @@ from urllib.parse import unquote
 from httptools import HttpParserInvalidURLError, parse_url
 
 from pointsman.daemon.errors import Fault, RequestError, malformed_http
-from pointsman.daemon.relay.request_lines import SPECIAL, HeaderKind, header_lines, holds_control, is_bad_target, kind_of
+from pointsman.daemon.relay.request_lines import (
+    SPECIAL,
+    HeaderKind,
+    header_lines,
+    holds_control,
+    is_bad_target,
+    kind_of,
+)
 from pointsman.daemon.routing.keys import Key
 
 STEERING = frozenset(

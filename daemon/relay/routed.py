@@ -22,6 +22,7 @@ from pointsman.daemon.shm.recording import Taken
 if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
     from pointsman.daemon.relay.continuation import Transcript
+    from pointsman.daemon.relay.exchange import Exchange
     from pointsman.daemon.relay.pair import Pair
     from pointsman.daemon.relay.passage import Passage
 
@@ -31,7 +32,7 @@ class Caller:
 
     context: ShardContext
     transport: asyncio.Transport
-    exchange: Routed | Passage | None
+    exchange: Exchange | Passage | None
     is_closed: bool
     is_write_paused: bool
     peer: str
@@ -49,7 +50,7 @@ class Caller:
         """Returns whether the connection stays open."""
         raise NotImplementedError
 
-    def exchange_ended(self, exchange: Routed | Passage) -> None:
+    def exchange_ended(self, exchange: Exchange | Passage) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         raise NotImplementedError
 
@@ -94,9 +95,7 @@ class Routed(Receiver):
     pair: Pair | None
     """of a request whose prompt another worker computes"""
 
-    def _begin(
-        self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable
-    ) -> None:
+    def _begin(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
         self.client = client
         self.context: ShardContext = client.context
         self.request = request

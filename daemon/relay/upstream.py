@@ -1,8 +1,8 @@
 """Connections to workers: one request in flight on each, kept open between requests, per worker and shard.
 
-An upstream connection is handed to one exchange (any `Receiver`), tells it what arrives, and goes back to its pool only when the
-message ended exactly where its framing says, the worker keeps the connection open, and all of the request was sent.
-Any anomaly ends the connection.
+An upstream connection is handed to one exchange (any `Receiver`), tells it what arrives, and goes back to its pool only
+when the message ended exactly where its framing says, the worker keeps the connection open, and all of the request was
+sent. Any anomaly ends the connection.
 """
 
 from __future__ import annotations
@@ -287,9 +287,10 @@ class UpstreamPool:
     async def connect(self, timeout_s: float) -> UpstreamConnection:
         """Within `timeout_s`, 0 = however long it takes. Raises OSError (TimeoutError and ssl.SSLError included)."""
         worker = self.worker
+        connection: UpstreamConnection
         async with asyncio.timeout(timeout_s or None):
             _, connection = await self.context.loop.create_connection(
-                lambda: UpstreamConnection(self), worker.address, worker.port, **self.secure()
+                lambda: cast(Any, UpstreamConnection(self)), worker.address, worker.port, **self.secure()
             )
         return connection
 

@@ -17,7 +17,6 @@ from pointsman.daemon.routing.paths import FORM_PATHS, JSON_PATHS
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.layout import (
     BUCKETS_S,
-    HISTOGRAM_COUNT,
     HISTOGRAM_KINDS,
     HISTOGRAM_SUM_US,
     HISTOGRAM_WORDS,
