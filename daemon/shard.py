@@ -15,7 +15,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
@@ -105,7 +105,7 @@ class Shard:
             return
         for connection in list(self.context.connections):
             exchange = connection.exchange
-            if isinstance(exchange, Exchange) and exchange.booked is not None and exchange.booked.slot in slots:
+            if isinstance(exchange, Exchange) and _needs(exchange, slots):
                 exchange.end_drained()
 
     def _sweep(self) -> None:
@@ -256,6 +256,13 @@ class Shard:
             else:
                 connection.transport.abort()
         await asyncio.sleep(DRAIN_POLL_S)  # what was written reaches the kernel
+
+
+def _needs(exchange: Exchange, slots: Container[int]) -> bool:
+    """Whether it cannot go on without one of these workers."""
+    if exchange.booked is not None and exchange.booked.slot in slots:
+        return True
+    return exchange.pair is not None and exchange.pair.prefill_slot in slots
 
 
 class Tables:

@@ -43,16 +43,20 @@ class Explainer:
         tokens = self._router.read_prompt(features)
         headers = {name.lower(): value for name, value in asked.headers.items()}
         plan, by = self._plan(asked, table, headers, features.model, tokens, features.max_tokens)
-        pool = table.pool_for(features.model)
+        pairs = table.pairs_for(features.model, plan)
+        pool = table.pool_for(features.model) if pairs is None else pairs.prefill
         if pool is None:
             raise model_not_found(features.model)
+        by_profile = plan
+        if pairs is not None and plan.prefill is not None:
+            plan = plan.prefill  # where the prefix counts; the decode worker is picked among its partners afterwards
         asked_strategy = plan.selection.asked_in(headers)
         found: dict[str, Any] = {
             "generation": table.generation,
             "profile": plan.profile,
             "profile_by": by,
-            "policy": asked_strategy or plan.policy,
-            "policy_by": _policy_by(table.snapshot, plan, asked_strategy),
+            "policy": asked_strategy or by_profile.policy,
+            "policy_by": _policy_by(table.snapshot, by_profile, asked_strategy),
             "model": features.model,
             "prompt_chars": self._router.chain.total_chars,
             "prompt_tokens": tokens,
@@ -66,13 +70,13 @@ class Explainer:
             refusals = self._router.refusals(ask, table, pool, tokens)
             rows = self._candidates(table, pool, None, refusals)
             return found | {"worker": None, "reason": error.message, "candidates": rows}
-        worker = table.everyone.workers[pick.worker]
+        worker = table.fleet(pool.role).workers[pick.worker]
         return found | {
             "worker": worker.url,
             "worker_id": worker.id,
             "reason": pick.reason,
             "better": "least" if explanation.is_least_best else "most",
-            "tied": [table.everyone.workers[position].url for position in explanation.tied],
+            "tied": [table.fleet(pool.role).workers[position].url for position in explanation.tied],
             "candidates": self._candidates(table, pool, explanation, explanation.dropped or {}, pick),
         }
 
@@ -118,10 +122,10 @@ class Explainer:
         pick: Pick | None = None,
     ) -> list[dict[str, Any]]:
         """Every worker there is, who may take it first. `refusals`: why not, by position in the fleet."""
-        regular = {worker.slot: position for position, worker in enumerate(table.everyone.workers)}
+        positions = {worker.slot: position for position, worker in enumerate(table.fleet(pool.role).workers)}
         rows = []
         for worker in table.snapshot.workers:
-            position = regular.get(worker.slot)
+            position = positions.get(worker.slot)
             row: dict[str, Any] = {"worker": worker.url, "id": worker.id}
             dropped = self._why_not(worker, pool)
             if dropped is None and position is not None:
@@ -134,7 +138,7 @@ class Explainer:
         return sorted(rows, key=lambda row: (row["dropped"] is not None, not row["is_picked"]))
 
     def _why_not(self, worker: WorkerSpec, pool: Pool) -> str | None:
-        if worker.role != "regular":
+        if worker.role != pool.role:
             return f"a {worker.role} worker"
         if worker.slot not in pool.slots:
             return "serves other models"

@@ -185,6 +185,12 @@ class Pair:
         self._do(self.machine.receive(Started(), now))
 
     @property
+    def prefill_slot(self) -> int:
+        """Of the worker that computes the prompt, or has what decode is to fetch; -1 = none (any more)."""
+        is_needed = self.paired is not None and (self._is_loaded or self._holds)
+        return self.paired.prefill.booked.slot if self.paired is not None and is_needed else -1
+
+    @property
     def _merges(self) -> bool:
         return self.shape.wants_input_logprobs and not self.exchange.request.is_http_1_0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pointsman.config.snapshot import WorkerSpec
+from pointsman.config.snapshot import Profile, WorkerSpec
 from pointsman.daemon.resilience import breaker
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.telemetry import pair_counts
@@ -575,3 +575,130 @@ def test_vllm_parameters_older_than_the_lease_are_dropped(rig: Rig) -> None:
     assert done == [200]
     assert rig.workers[PREFILL].requests.qsize() == 2
     assert rig.workers[DECODE].requests.qsize() == 1
+
+
+# --- who takes it when pairs cannot, or need not
+
+
+COMBINED = 4
+
+
+def publish_with_combined(rig: Rig, url: str, **more: Any) -> None:
+    """The pairs take prompts up to 100 tokens."""
+    specs = [
+        worker_spec(
+            slot,
+            worker.url,
+            role="prefill" if slot % 2 == 0 else "decode",
+            bootstrap_port=9000 if slot % 2 == 0 else None,
+            prompt_tokens_max=100,
+            models=("m",),
+        )
+        for slot, worker in enumerate(rig.workers)
+    ]
+    rig.plane.publish(*specs, worker_spec(COMBINED, url, models=("m",), labels={"combined": "true"}), **more)
+
+
+def test_a_prompt_that_no_pair_takes_goes_to_a_combined_worker(rig: Rig) -> None:
+    long = json.dumps({"model": "m", "prompt": "word " * 200}).encode()
+    with ScriptedWorker(answers(200, b'{"combined":1}')) as combined:
+        profile = Profile("p", "pd")
+        publish_with_combined(rig, combined.url, profiles={"p": profile}, default_profile="p")
+        assert rig.post(long)[:2] == (200, b'{"combined":1}')
+        assert rig.post()[1] != b'{"combined":1}', "a short one goes to a pair"
+        assert rig.post(b'{"model":"m","input":"a"}', "/v1/responses")[:2] == (200, b'{"combined":1}')
+        rig.plane.segment.set_status(DECODE, at.STATUS_DOWN)
+        rig.plane.segment.set_status(GOOD_DECODE, at.STATUS_DOWN)
+        assert rig.post()[:2] == (200, b'{"combined":1}'), "a side is down"
+        assert pair_counts.events(rig.plane.segment)["combined"] == 2
+
+
+def test_regular_workers_keep_their_requests_unless_the_profile_says_pd(rig: Rig) -> None:
+    with ScriptedWorker(answers(200, b'{"regular":1}')) as regular:
+        publish_with_combined(rig, regular.url)
+        assert rig.post()[:2] == (200, b'{"regular":1}')
+
+
+def test_a_prompt_too_long_for_all_is_told_so(rig: Rig) -> None:
+    specs = [
+        worker_spec(slot, rig.workers[slot].url, role=("prefill", "decode")[slot], prompt_tokens_max=10)
+        for slot in LEGS
+    ]
+    rig.plane.publish(*specs)
+    status, body, _ = rig.post(json.dumps({"prompt": "word " * 200}).encode())
+    assert status == 503
+    assert "a prompt of" in json.loads(body)["error"]["message"]
+
+
+def test_workers_of_other_groups_are_not_paired(rig: Rig) -> None:
+    specs = [
+        worker_spec(slot, rig.workers[slot].url, role=("prefill", "decode")[slot], labels={"pd_group": str(slot)})
+        for slot in LEGS
+    ]
+    rig.plane.publish(*specs)
+    status, body, _ = rig.post()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "no_available_workers")
+
+
+def test_vllm_a_short_rest_of_a_prompt_goes_to_decode_alone(rig: Rig) -> None:
+    policies = {"prefill_policy": "least_request", "decode_policy": "least_request"}
+    rig.publish(connector="nixl", default_pd={**policies, "min_uncached_tokens": 50})
+    assert rig.post()[0] == 200
+    assert rig.prefills() == 0
+    assert pair_counts.events(rig.plane.segment)["decode_alone"] == 1
+
+
+# --- memory at decode
+
+
+def fill_decode(rig: Rig) -> Callable[[], None]:
+    """Decode workers with room for one request, and one on each; the answer ends them."""
+    may_end = threading.Event()
+
+    def script(session: Session) -> None:
+        while session.read() is not None:
+            assert may_end.wait(WAIT_S)
+            session.write(SSE + event("a") + LAST)
+
+    rig.workers[DECODE].script = rig.workers[GOOD_DECODE].script = script
+    with rig.plane.state.locked():
+        for slot in (DECODE, GOOD_DECODE):
+            rig.plane.state.bookings.set_kv_chars(slot, 1)
+    asking = [threading.Thread(target=rig.post) for _ in range(2)]
+    for one in asking:
+        one.start()
+    segment = rig.plane.segment
+    rig.plane.wait_until("both are busy", lambda: segment.inflight(DECODE) == segment.inflight(GOOD_DECODE) == 1)
+
+    def end() -> None:
+        may_end.set()
+        for one in asking:
+            one.join(WAIT_S)
+        with rig.plane.state.locked():
+            for slot in (DECODE, GOOD_DECODE):
+                rig.plane.state.bookings.set_kv_chars(slot, 0)
+
+    return end
+
+
+def test_no_prefill_begins_before_decode_has_memory(rig: Rig) -> None:
+    end, done = fill_decode(rig), list[int]()
+    before = rig.prefills()
+    asking = threading.Thread(target=lambda: done.append(rig.post()[0]))
+    asking.start()
+    rig.plane.wait_until("it waits", lambda: pair_counts.events(rig.plane.segment)["memory_wait"] == 1)
+    assert rig.prefills() == before
+    end()
+    asking.join(WAIT_S)
+    assert done == [200]
+    assert rig.prefills() == before + 1
+
+
+def test_whoever_waits_too_long_for_memory_is_told_so(rig: Rig) -> None:
+    policies = {"prefill_policy": "least_request", "decode_policy": "least_request"}
+    rig.publish(weight=1.0, default_pd={**policies, "headroom_wait_s": 0.2})
+    end = fill_decode(rig)
+    status, body, headers = rig.post()
+    end()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "no_decode_memory")
+    assert headers["Retry-After"] == "1"
