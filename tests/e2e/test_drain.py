@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
 from pointsman.scripts.simulated_engine.launch import launch_engines
 from tests.fakes.edits import write_and_rename
 from tests.fakes.gateway import Gateway, gateway
@@ -181,6 +183,7 @@ def test_with_keep_what_runs_is_left_alone() -> None:
         assert are_cut(here), "the last word counts"
 
 
+@pytest.mark.slow
 def test_the_deadline_needs_no_control_process() -> None:
     with drained_with_streams() as (gate, drained, here, there):
         (control,) = gate.pids("control")
@@ -206,6 +209,7 @@ def status_of(gate: Gateway, key: str) -> str:
         return "nobody answers"
 
 
+@pytest.mark.slow
 def test_a_drain_survives_reload_death_of_control_and_restart(tmp_path: Path) -> None:
     with launch_engines(3) as engines:
         by_file, by_api, by_flag = (engine.url for engine in engines)
@@ -256,6 +260,7 @@ def test_a_removed_worker_is_drained_first() -> None:
         assert are_cut(there)
 
 
+@pytest.mark.slow
 def test_a_drain_survives_an_upgrade_and_does_not_touch_what_runs() -> None:
     with drained_with_streams() as (gate, drained, here, there):
         gate.admin("POST", f"{one(drained)}/drain", {"deadline_s": 3600})

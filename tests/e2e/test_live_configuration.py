@@ -80,6 +80,7 @@ def profile_of(client: Client) -> str:
 # --- under load
 
 
+@pytest.mark.slow
 def test_edits_and_changes_of_workers_under_load(paced_engines: list[str], tmp_path: Path) -> None:
     path = tmp_path / "profiles.json"
     path.write_bytes(profiles("edit-0"))
@@ -390,7 +391,7 @@ def file_sd(urls: list[str], **labels: str) -> bytes:
     return json.dumps([{"targets": [url.removeprefix("http://") for url in urls], "labels": labels}]).encode()
 
 
-@pytest.mark.parametrize("shape", [own_shape, file_sd])
+@pytest.mark.parametrize("shape", [own_shape, pytest.param(file_sd, marks=pytest.mark.slow)])
 def test_a_workers_file_is_live(engines: list[str], tmp_path: Path, shape: Callable[..., bytes]) -> None:
     path = tmp_path / "workers.json"
     path.write_bytes(shape(engines[:1]))

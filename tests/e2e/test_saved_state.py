@@ -101,6 +101,7 @@ def test_an_engine_that_restarted_in_between_is_forgotten_and_the_others_are_not
             assert new["matched_tokens"] < 50, "at most what it shares with a prompt before it"
 
 
+@pytest.mark.slow
 def test_an_engine_that_comes_up_late_is_judged_then(tmp_path: Path) -> None:
     with ExitStack() as stack:
         engines = [stack.enter_context(launch_engines(1))[0] for _ in range(2)]
@@ -118,6 +119,7 @@ def test_an_engine_that_comes_up_late_is_judged_then(tmp_path: Path) -> None:
             assert gate.wait_log("engine_restarted")["reason"] == "another start time"
 
 
+@pytest.mark.slow
 def test_an_upgrade_takes_along_what_was_learned(tmp_path: Path) -> None:
     with launch_engines(3) as engines, started(tmp_path, engines) as gate:
         decisions(gate)
@@ -143,6 +145,7 @@ def test_an_open_breaker_stays_open(tmp_path: Path) -> None:
         assert statuses(gate, 1) == [(200, "")], "it is another engine's"
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_last_periodic_snapshot_counts(tmp_path: Path) -> None:
     with launch_engines(2) as engines:
         with started(tmp_path, engines, "--state-snapshot-interval-s", "0.2") as gate:
@@ -215,6 +218,7 @@ def test_a_snapshot_by_hand(tmp_path: Path) -> None:
             path.parent.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_respawned_control_loads_nothing_over_what_is_there(tmp_path: Path) -> None:
     with launch_engines(2) as engines:
         with started(tmp_path, engines) as gate:

