@@ -11,12 +11,15 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
 import pytest
 
 from pointsman.scripts.simulated_engine.text import generate_output
-from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.gateway import Gateway, gateway, session
 from tests.fakes.pair_engines import PairFleet, pair_fleet
 
 PROMPT = "a prompt of several blocks " * 40
@@ -162,3 +165,57 @@ def test_input_logprobs_come_from_prefill(fleet: PairFleet) -> None:
         assert len(events) == 3
         assert {len(one["meta_info"]["input_token_logprobs"]) for one in events} == {2}
         assert events[-1]["text"] == answer["text"]
+
+
+async def ask_many(gate: Gateway, count: int) -> Counter[tuple[int, bool]]:
+    """(status, whether the text is right) of so many requests, eight at a time."""
+    gates = asyncio.Semaphore(8)
+
+    async def one(client: aiohttp.ClientSession, number: int) -> tuple[int, bool]:
+        prompt = f"request {number} {PROMPT}"
+        async with gates, client.post(f"{gate.url}/v1/completions", json=completion(prompt)) as answer:
+            document = await answer.json()
+            return answer.status, answer.status == 200 and document["choices"][0]["text"] == right(prompt)
+
+    async with session() as client:
+        return Counter(await asyncio.gather(*(one(client, number) for number in range(count))))
+
+
+def test_engines_that_never_forget_a_failed_session() -> None:
+    """One transfer fails, then all between these two engines do: the pair is left alone, nobody is charged."""
+    with pair_fleet(2, 2, "--sticky-sessions") as fleet, gateway(*fleet.flags, "--decode-policy", "random") as gate:
+        gate.wait_healthy(4)
+        assert asyncio.run(ask_many(gate, 40)) == {(200, True): 40}
+        asyncio.run(fleet.arm(fleet.decodes[0], {"kind": "transfer_error", "times": 1}))
+        assert asyncio.run(ask_many(gate, 120)) == {(200, True): 120}
+        metrics = gate.metrics()
+        assert metrics['pointsman_pair_events_total{event="ban"}'] >= 1
+        assert {worker["breaker"]["state"] for worker in gate.workers()} == {"closed"}
+        failed = sum(value for name, value in metrics.items() if name.startswith("pointsman_pair_errors_total"))
+        assert asyncio.run(ask_many(gate, 40)) == {(200, True): 40}
+        after = sum(value for name, value in gate.metrics().items() if name.startswith("pointsman_pair_errors_total"))
+        assert after == failed, "the banned pair is not tried again"
+
+
+def test_a_room_that_never_matches() -> None:
+    """Neither engine says anything for minutes; the request goes to another pair after `first_token_s`."""
+    with TemporaryDirectory() as folder, pair_fleet(2, 2) as fleet:
+        profiles = Path(folder) / "profiles.json"
+        profiles.write_text(json.dumps({"profiles": {"default": {"timeouts": {"first_token_s": 0.5}}}}))
+        with gateway(*fleet.flags, "--profiles", str(profiles)) as gate:
+            gate.wait_healthy(4)
+            for decode in fleet.decodes:
+                asyncio.run(fleet.arm(decode, {"kind": "room_lost", "times": 1}))
+            body = json.dumps(completion(stream=True)).encode()
+            with urllib.request.urlopen(urllib.request.Request(f"{gate.url}/v1/completions", body), timeout=30) as one:
+                assert b"[DONE]" in one.read()
+            assert {worker["breaker"]["state"] for worker in gate.workers()} == {"closed"}
+
+
+def test_vllm_prefill_that_dies_between_the_legs() -> None:
+    """Decode cannot fetch and says 500: the client gets the right text from another full pair."""
+    with pair_fleet(2, 1, flavor="vllm") as fleet, gateway(*fleet.flags, "--vllm-pd-disaggregation") as gate:
+        gate.wait_healthy(3)
+        asyncio.run(fleet.arm(fleet.decodes[0], {"kind": "transfer_error", "times": 2}))
+        assert asyncio.run(ask_many(gate, 20)) == {(200, True): 20}
+        assert {worker["breaker"]["state"] for worker in gate.workers()} == {"closed"}
