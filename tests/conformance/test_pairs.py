@@ -368,6 +368,26 @@ def test_a_stream_that_decode_breaks_ends_broken_and_cancels_prefill(rig: Rig) -
     assert rig.failures(PREFILL) == 0
 
 
+def test_a_stream_that_stands_still_ends_broken_and_cancels_both(rig: Rig) -> None:
+    rig.publish(default_timeouts={"idle_s": 0.3})
+    turns = [Turn(), Turn()]
+
+    def decode(session: Session) -> None:
+        session.read()
+        assert turns[PREFILL].waits.wait(WAIT_S)
+        session.write(SSE + event("a"))
+        session.wait_closed()
+        turns[DECODE].has_closed.set()
+
+    rig.workers[PREFILL].script = waiting(turns[PREFILL], is_headed=True)
+    rig.workers[DECODE].script = decode
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        rig.post()
+    assert b"worker_idle_timeout" in broken.value.partial
+    assert all(turn.has_closed.wait(WAIT_S) for turn in turns)
+    assert [rig.failures(slot) for slot in LEGS] == [0, 1]
+
+
 def test_a_client_that_leaves_cancels_both(rig: Rig) -> None:
     turns = [Turn(), Turn()]
     for slot in LEGS:
