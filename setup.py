@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 SOURCES = "src"
 QUIET = ["-Wno-unused-function"]  # headers of static functions, of which an extension uses some
 HEADERS = [f"{SOURCES}/pointsman/daemon/shm"]  # what is cimported from there names them
+CORES = len(os.sched_getaffinity(0))
 IS_DEBUG = os.environ.get("POINTSMAN_DEBUG_BUILD") == "1"
 
 
@@ -31,13 +32,13 @@ def find_extensions() -> list[Extension]:
 def describe_extension(path: Path) -> Extension:
     name = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
     if IS_DEBUG:
-        return Extension(name, [str(path)], include_dirs=HEADERS, extra_compile_args=["-O1", "-g", "-UNDEBUG", *QUIET])
+        return Extension(name, [str(path)], include_dirs=HEADERS, extra_compile_args=["-O1", "-g1", "-UNDEBUG", *QUIET])
     return Extension(
         name,
         [str(path)],
         include_dirs=HEADERS,
         define_macros=[("CYTHON_WITHOUT_ASSERTIONS", "1")],
-        extra_compile_args=["-O2", *QUIET],
+        extra_compile_args=["-O2", "-g0", *QUIET],
     )
 
 
@@ -53,7 +54,11 @@ def compiled(suffix: str, directives: dict[str, object]) -> list[Extension]:
     found = [extension for extension in find_extensions() if extension.sources[0].endswith(suffix)]
     if not found:  # cythonize refuses an empty list in some versions
         return []
-    return list(cythonize(found, include_path=[SOURCES], compiler_directives=directives, force=IS_DEBUG or None))
+    force = IS_DEBUG or None
+    return list(cythonize(found, nthreads=CORES, include_path=[SOURCES], compiler_directives=directives, force=force))
 
 
-setup(ext_modules=compiled(".pyx", native) + compiled(".py", augmented))
+setup(
+    ext_modules=compiled(".pyx", native) + compiled(".py", augmented),
+    options={"build_ext": {"parallel": CORES}},
+)
