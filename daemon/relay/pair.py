@@ -192,7 +192,10 @@ class Pair:
 
     @property
     def _merges(self) -> bool:
-        return self.shape.wants_input_logprobs and not self.exchange.request.is_http_1_0
+        """Only SGLang's own answers have input logprobs; a client of HTTP/1.0 gets no chunks of ours."""
+        exchange = self.exchange
+        is_native = exchange.route.path == "/generate"
+        return is_native and self.shape.wants_input_logprobs and not exchange.request.is_http_1_0
 
     @property
     def header_line(self) -> bytes:

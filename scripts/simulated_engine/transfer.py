@@ -148,9 +148,9 @@ class Transfers:
             raise TransferError(f"the session with {peer[0]}:{peer[1]} has failed before")
         for room in rooms:
             if fault is not None:
+                self._fail_session(peer)  # first: prefill's error may have this leg cancelled
                 with suppress(OSError, TransferError):
                     await _ask(peer, {"op": "fail", "room": room})
-                self._fail_session(peer)
                 raise TransferError(f"failed to receive the KV of room {room}")
             told = await _ask(peer, {"op": "meet", "room": room})
             if not told.get("ok"):

@@ -159,6 +159,11 @@ class Turn:
         self.has_closed.clear()
 
 
+def silent(session: Session) -> None:
+    session.read()
+    session.wait_closed()
+
+
 def waiting(turn: Turn, *, is_headed: bool = False) -> Script:
     """The first request of a turn waits for what the gateway does; those that follow are answered well."""
 
@@ -297,7 +302,14 @@ def test_a_leg_that_refuses_connections(rig: Rig, leg: int) -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         rig.publish(urls={leg: f"http://127.0.0.1:{unheard.getsockname()[1]}"})
-        rig.workers[1 - leg].script = streams("good")
+
+        def sibling(session: Session) -> None:
+            """Decode does not answer before a prefill has begun, which is that of the second attempt."""
+            while session.read() is not None:
+                rig.plane.wait_until("prefill", lambda: rig.prefills() >= 1)
+                session.write(SSE + event("good") + LAST)
+
+        rig.workers[1 - leg].script = sibling
         status, body, _ = rig.post()
     assert (status, body) == (200, b'data: {"text": "good"}\n\n')
     assert rig.errors() == {(pair_counts.LEGS[leg], "connect"): 1}
@@ -425,7 +437,7 @@ def test_the_last_attempts_answer_is_the_clients(rig: Rig) -> None:
     for slot in (PREFILL, GOOD_PREFILL):
         rig.workers[slot].script = answers(503, b'{"busy":1}')
     for slot in (DECODE, GOOD_DECODE):
-        rig.workers[slot].script = waiting(Turn())
+        rig.workers[slot].script = silent
     rig.publish(default_retry={"max_retries": 2, "initial_backoff_ms": 1.0})
     status, body, headers = rig.post()
     assert (status, body) == (503, b'{"busy":1}')
@@ -689,6 +701,7 @@ def fill_decode(rig: Rig) -> Callable[[], None]:
         one.start()
     segment = rig.plane.segment
     rig.plane.wait_until("both are busy", lambda: segment.inflight(DECODE) == segment.inflight(GOOD_DECODE) == 1)
+    rig.plane.wait_until("both are prefilled", lambda: rig.prefills() == 2)
 
     def end() -> None:
         may_end.set()
