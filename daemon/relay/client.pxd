@@ -9,10 +9,12 @@ cdef long long _DURATION, _G_REQUESTS
 cdef class ClientConnection(Caller):
     cdef object _parser, _queue, _tasks
     cdef Inbound _request
+    cdef bytes _answer_left
     cdef Py_ssize_t _head_bytes
     cdef double _reading_since, _linger_until
     cdef bint _is_reading_paused, _waits_for_buffer, _is_1_1
 
+    cpdef write_answer(self)
     cdef _feed(self, bytes data)
     cdef bint _is_streamed(self, bytes path) except -1
     cdef _recognize(self, Inbound request)

@@ -71,6 +71,7 @@ class ClientConnection(Caller):
         self._is_reading_paused = False
         self._waits_for_buffer = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answer_left: bytes | None = None
 
     # --- transport
 
@@ -315,11 +316,23 @@ class ClientConnection(Caller):
         if waiting is not None and waiting.expects_continue and self.exchange is None and waiting.is_head_complete:
             self.send_continue(waiting)
 
+    def write_soon(self, answer: bytes) -> None:
+        self._answer_left = answer
+        self.context.answer_soon(self)
+
+    def write_answer(self) -> None:
+        """What `write_soon` was given, if it is not written yet: before anything else may be."""
+        answer, self._answer_left = self._answer_left, None
+        if answer is not None and not self.is_closed:
+            self.transport.write(answer)
+
     def send_continue(self, request: Inbound) -> None:
+        self.write_answer()
         request.expects_continue = False
         self.transport.write(CONTINUE)
 
     def _serve(self, request: Inbound) -> None:
+        self.write_answer()
         if not request.request_id:
             request.request_id = self.context.new_request_id()
         route = NOWHERE
@@ -456,6 +469,7 @@ class ClientConnection(Caller):
 
     def _close(self, is_lingering: bool) -> None:
         """Flush and close; a client that is still sending first gets the chance to read the answer."""
+        self.write_answer()
         while self._queue:
             self.release_body(self._queue.popleft())
         if is_lingering and not self.is_closed:
@@ -470,7 +484,7 @@ class ClientConnection(Caller):
 
     @property
     def is_idle(self) -> bool:
-        return self.exchange is None and self._request is None and not self._queue
+        return self.exchange is None and self._request is None and not self._queue and self._answer_left is None
 
     def close_if_idle(self, now: float, idle_s: float) -> None:
         """The next request of a client that was answered a moment ago may be on its way: it is waited for."""

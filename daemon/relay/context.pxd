@@ -21,6 +21,7 @@ cdef class ShardContext:
     cdef public UpstreamPools upstreams
     cdef public dict routes
     cdef public set connections
+    cdef list _answering
     cdef public bint is_draining, is_retired
     cdef public double next_sample
     cdef object _tables, _table
@@ -37,6 +38,7 @@ cdef class ShardContext:
     cpdef bint is_paused(self) noexcept
     cpdef bint is_sample_due(self, double now) noexcept
     cpdef count(self, long long word, long long amount=*)
+    cpdef answer_soon(self, connection)
     cpdef long long wall_us(self, double now) noexcept
     cpdef bytes new_request_id(self)
     cpdef bint is_line_due(self, int status, ending) except -1

@@ -79,6 +79,7 @@ class ShardContext:
         self.series = Series(segment, shard)
         self.key_counts = KeyCounts(segment, shard)
         self.connections: set[ClientConnection] = set()
+        self._answering: list[ClientConnection] = []
         self.buffers = BodyBuffers(
             segment, shard, settings.buffer_mib << 20, settings.buffer_wait_s, loop.call_later, time.monotonic
         )
@@ -129,6 +130,19 @@ class ShardContext:
 
     def is_paused(self) -> bool:
         return self.words.get(_H_PAUSE) != 0
+
+    # --- answers
+
+    def answer_soon(self, connection: ClientConnection) -> None:
+        """Whole answers of one turn of the event loop go out together, as requests do (`UpstreamPools.send_soon`)."""
+        if not self._answering:
+            self.loop.call_soon(self._answer_all)
+        self._answering.append(connection)
+
+    def _answer_all(self) -> None:
+        answering, self._answering = self._answering, []
+        for connection in answering:
+            connection.write_answer()
 
     # --- explanations
 

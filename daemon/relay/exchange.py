@@ -72,7 +72,8 @@ from pointsman.daemon.resilience.retry import (
 )
 from pointsman.daemon.resilience.timeouts import DEADLINES, MISSED, Deadline, Watch
 from pointsman.daemon.resilience.waiting import Waiter
-from pointsman.daemon.routing.request import Features, json_features
+from pointsman.daemon.routing.body import Features
+from pointsman.daemon.routing.request import json_features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
@@ -638,14 +639,18 @@ class Exchange(Routed):
         )
         out = client_head(head, request.is_http_1_0, self.is_keep_alive, own_headers(self))
         available = len(data) - position
+        has_nothing = framing.is_done or available == 0
         is_read = self._is_unchunked or self.transcript is not None or self.pair is not None
-        if framing.is_done or available == 0 or available > SMALL_WRITE_BYTES or is_read:
+        if has_nothing or available > SMALL_WRITE_BYTES or is_read:
             self._head_written(head, out)
-            return position if framing.is_done or available == 0 else self.body_received(framing, data, position)
+            return position if has_nothing else self.body_received(framing, data, position)
         end = framing.feed(data, position)  # before anything is written: nonsense can still become a 502
-        self._head_written(head, out + data[position:end])
+        self._head_written(head, out + data[position:end], framing.is_done and self.is_keep_alive)
         self._first_byte(head)
-        self._note_usage(data)
+        if framing.is_done:
+            self.events, self.usage_data = 1, data  # all of it is here to be read, whether it holds counts or not
+        else:
+            self._note_usage(data)
         self.bytes_out = end - position
         return end
 
@@ -674,11 +679,15 @@ class Exchange(Routed):
         self.watch.has_answer = True
         return position if position == len(data) else self.body_received(framing, data, position)
 
-    def _head_written(self, head: ResponseHead, out: bytes) -> None:
+    def _head_written(self, head: ResponseHead, out: bytes, is_whole: bool = False) -> None:
+        """`is_whole`: nothing follows, and the connection stays open."""
         self.head, self.status = head, head.status
         self.watch.has_answer = True
         self._judge(head.status)
-        self.client.transport.write(out)
+        if is_whole:
+            self.client.write_soon(out)
+        else:
+            self.client.transport.write(out)
 
     def _judge(self, status: int) -> None:
         """What the head says of the worker, before the client can act on it: on another shard, perhaps."""

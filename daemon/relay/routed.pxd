@@ -3,6 +3,8 @@ from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
 from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.upstream cimport Receiver, UpstreamConnection
+from pointsman.daemon.routing.body cimport Features
+from pointsman.daemon.shm.choosing cimport Booked
 
 cdef class Caller:
     cdef public ShardContext context
@@ -14,6 +16,7 @@ cdef class Caller:
     cpdef release_body(self, Inbound request)
     cpdef hold(self, Inbound request, long long more_bytes)
     cpdef bint write_error(self, Inbound request, error, tuple headers=*) except -1
+    cpdef write_soon(self, bytes answer)
     cpdef exchange_ended(self, exchange)
     cpdef spawn(self, work)
 
@@ -24,10 +27,12 @@ cdef class Routed(Receiver):
     cdef public UpstreamConnection upstream
     cdef public ResponseHead head
     cdef public BodyFraming framing
-    cdef public object route, features, table, plan, pool, worker, booked, decision, taken, usage, blame, transcript, pair
+    cdef public Features features
+    cdef public Booked booked, decision
+    cdef public object route, table, plan, pool, worker, taken, usage, blame, transcript, pair
     cdef public str asked_strategy
     cdef public int status, attempts, resends, continuations
     cdef public bint is_exhausted, is_keep_alive, is_ended
     cdef public double queued_s, connected_at, first_byte_at
 
-    cdef _begin(self, Caller client, Inbound request, route, features, table)
+    cdef _begin(self, Caller client, Inbound request, route, Features features, table)

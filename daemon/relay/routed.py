@@ -14,7 +14,7 @@ from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
 from pointsman.daemon.relay.upstream import Receiver, UpstreamConnection
 from pointsman.daemon.relay.usage import NO_USAGE, Usage
-from pointsman.daemon.routing.request import Features
+from pointsman.daemon.routing.body import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm.choosing import Booked
 from pointsman.daemon.shm.recording import Taken
@@ -48,6 +48,10 @@ class Caller:
 
     def write_error(self, request: Inbound, error: RequestError, headers: tuple[tuple[str, str], ...] = ()) -> bool:
         """Returns whether the connection stays open."""
+        raise NotImplementedError
+
+    def write_soon(self, answer: bytes) -> None:
+        """A whole answer, with the other answers of this turn of the event loop; nothing of it is written later."""
         raise NotImplementedError
 
     def exchange_ended(self, exchange: Exchange | Passage) -> None:

@@ -16,6 +16,7 @@ from pointsman.daemon.routing.table import strategy_line
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import Booked
 from pointsman.daemon.shm.decisions import UNKNOWN
+from pointsman.daemon.shm.native import key_of_bytes
 from pointsman.daemon.shm.recording import Taken
 
 MAX_EXPLANATION_HEADER = 6144
@@ -162,7 +163,10 @@ def _note_decision(exchange: Routed, decision: Booked, status: int, now: float) 
     if is_of_this_worker and head is not None and head.is_event_stream and status == 200:
         first_byte_us = int((exchange.first_byte_at - started) * 1e6)
     ended_us = context.wall_us(now)
-    request_key = context.router.note(
+    if decision.explanation is not None:  # before the decision: whoever finds that is to find this, too
+        key = key_of_bytes(exchange.request.request_id)
+        context.explanations.note(key, ended_us, orjson.dumps(_decision_json(exchange, decision)))
+    context.router.note(
         decision,
         exchange.request.request_id,
         context.upstreams.of(decision.worker).key,
@@ -174,8 +178,6 @@ def _note_decision(exchange: Routed, decision: Booked, status: int, now: float) 
         UNKNOWN if usage.cached_tokens is None else usage.cached_tokens,
         status,
     )
-    if decision.explanation is not None:
-        context.explanations.note(request_key, ended_us, orjson.dumps(_decision_json(exchange, decision)))
 
 
 def _record(exchange: Routed, taken: Taken, model: int, status: int) -> None:

@@ -1,3 +1,5 @@
+cimport cython
+
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
 
@@ -48,6 +50,7 @@ cdef class UpstreamPool:
     cdef Py_ssize_t _max_idle
 
     cpdef bytes identity(self, long long generation)
+    @cython.locals(connection=UpstreamConnection)
     cpdef UpstreamConnection take(self)
     cpdef put(self, UpstreamConnection connection)
     cpdef discard(self, UpstreamConnection connection)
@@ -59,4 +62,7 @@ cdef class UpstreamPools:
     cdef list _sending
 
     cpdef send_soon(self, UpstreamConnection connection)
+    @cython.locals(pool=UpstreamPool)
     cpdef UpstreamPool of(self, worker)
+    @cython.locals(connection=UpstreamConnection)
+    cpdef _send_all(self)
