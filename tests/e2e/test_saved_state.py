@@ -187,6 +187,7 @@ def test_a_damaged_file_means_a_cold_start_and_one_message(tmp_path: Path, damag
             gate.wait_log("routing_state_loaded")
 
 
+@pytest.mark.slow
 def test_a_stale_file_and_one_of_other_blocks_are_not_loaded(tmp_path: Path) -> None:
     with launch_engines(1) as engines:
         with started(tmp_path, engines) as gate:

@@ -399,6 +399,7 @@ def children_of(pid: int) -> int:
 # --- after it
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_daemon_that_still_streams_too(engine: str) -> None:
     """With the grace of a stop: the stream of 1.5 s ends as it should, the endless one is cut honestly."""
     with gateway("--shutdown-grace-s", "3", workers=[engine]) as gate:
@@ -436,6 +437,7 @@ def test_a_second_signal_ends_the_daemon_that_still_streams_at_once(engine: str)
 # --- systemd
 
 
+@pytest.mark.slow
 def test_systemd_hears_who_the_main_process_is(tmp_path: Path, quick_engines: list[str]) -> None:
     """MAINPID is the old one's last word, READY the new one's first; whoever is the main process feeds the watchdog."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as data, ServiceManager(tmp_path, [data], 2.0) as manager:

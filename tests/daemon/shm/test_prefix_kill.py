@@ -145,12 +145,18 @@ def kill_everywhere(scene: Scene, operation: Callable[[Scene], object]) -> int:
     raise AssertionError("the operation does not end")
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+SLOW = ("removal of a worker",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPERATIONS]
+)
 def test_killed_at_any_point(name: str) -> None:
     points = kill_everywhere(make_scene(), OPERATIONS[name])
     assert points >= 5
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_of_an_insert_into_a_full_index() -> None:
     scene = make_scene()
     fill(scene)
