@@ -714,6 +714,8 @@ def fill_decode(rig: Rig) -> Callable[[], None]:
     return end
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_no_prefill_begins_before_decode_has_memory(rig: Rig) -> None:
     end, done = fill_decode(rig), list[int]()
     before = rig.prefills()
@@ -724,9 +726,11 @@ def test_no_prefill_begins_before_decode_has_memory(rig: Rig) -> None:
     end()
     asking.join(WAIT_S)
     assert done == [200]
-    assert rig.prefills() == before + 1
+    rig.plane.wait_until("it was prefilled", lambda: rig.prefills() == before + 1)
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_whoever_waits_too_long_for_memory_is_told_so(rig: Rig) -> None:
     policies = {"prefill_policy": "least_request", "decode_policy": "least_request"}
     rig.publish(weight=1.0, default_pd={**policies, "headroom_wait_s": 0.2})

@@ -31,8 +31,17 @@ def gate() -> Iterator[Gateway]:
 def start(gate: Gateway, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pointsman.daemon.main", "batch", "run", "in.jsonl", "-o", "out.jsonl"]
     return subprocess.Popen(
-        [*command, "--base-url", f"{gate.url}/v1", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
+        [*command, "--base-url", f"{gate.url}/v1", *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,  # noqa: PLW1509 - this process has no other threads that hold locks
     )
+
+
+def hear_interrupts() -> None:
+    """As a terminal's foreground job does; these tests may run in a shell's background, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from openai import OpenAI, Stream
@@ -93,6 +94,10 @@ def read(gate: Gateway, engines: list[RealEngine], kind: str, kill_at: int | Non
     return told
 
 
+def request_lines(gate: Gateway) -> list[dict[str, Any]]:
+    return [line for line in tuple(gate.log) if line["event"] == "request"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["chat", "completion"])
@@ -107,5 +112,5 @@ def test_the_text_is_that_of_an_unbroken_run(gate: Gateway, engines: list[RealEn
         assert whole.usage is not None
         assert told.usage.completion_tokens == whole.usage.completion_tokens
         gate.wait_healthy(len(engines) - number - 1)
-    lines = [line for line in gate.log if line["event"] == "request"]
-    assert [line.get("continuations", 0) for line in lines] == [0, *[1] * len(KILLS)]
+    gate.wait_until("every request is in the log", lambda: len(request_lines(gate)) > len(KILLS))
+    assert [line.get("continuations", 0) for line in request_lines(gate)] == [0, *[1] * len(KILLS)]

@@ -46,6 +46,7 @@ def assert_nothing_stays(gate: Gateway) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_thousand_streams_with_five_percent_transfer_errors(fleet: PairFleet) -> None:
     """Clients do not notice, no room is used twice, and nobody's breaker opens for what was nobody's fault."""
 
