@@ -157,13 +157,13 @@ def _json(path: str, prompt: Mapping[str, Any]) -> Operation:
     return _routed(path, {"type": "object", "properties": {**_READ, **prompt}, "required": list(prompt)})
 
 
-def _info(path: str) -> Operation:
+def _info(path: str, summary: str = "") -> Operation:
     answer = Answer("As the engine answers.", headers=_TOLD)
     return Operation(
         method="GET",
         path=path,
         tag="to an engine",
-        summary=f"{path} of any healthy worker",
+        summary=summary or f"{path} of any healthy worker",
         answers={200: answer, **{status: _ROUTED_FAILURES[status] for status in (401, 502, 503, 504)}},
         otherwise=_ENGINES_OWN,
     )
@@ -194,6 +194,7 @@ DATA_OPERATIONS = (
     *(_json(path, prompt) for path, prompt in _PROMPTS.items()),
     _routed("/v1/audio/transcriptions", _AUDIO, "multipart/form-data"),
     *map(_info, ("/get_model_info", "/get_server_info", "/version")),
+    _info("/health_generate", "A test generation by any healthy worker, or by a prefill and a decode worker"),
     _own("/health", "Whether a shard lives", _UP, is_public=True),
     _own("/liveness", "Whether a shard lives", _UP, is_public=True),
     _own(

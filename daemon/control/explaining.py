@@ -61,23 +61,35 @@ class Explainer:
             "prompt_chars": self._router.chain.total_chars,
             "prompt_tokens": tokens,
         }
-        ask = Ask(features, 0, headers)
+        picked, side = self._side(Ask(features, 0, headers), table, pool, plan, tokens)
+        found |= side
+        if pairs is not None and by_profile.decode is not None and picked is not None:
+            partners = {decode for prefill, decode in pairs.compatible if prefill == picked.slot}
+            pool = pairs.decode.only([at for at, slot in enumerate(pairs.decode.slots) if slot in partners])
+            ask = Ask(features, 0)  # headers are for the prefill worker
+            _, found["decode"] = self._side(ask, table, pool, by_profile.decode, tokens, "no partner of the other one")
+        return found
+
+    def _side(
+        self, ask: Ask, table: RoutingTable, pool: Pool, plan: Plan, tokens: int, outside: str = "serves other models"
+    ) -> tuple[WorkerSpec | None, dict[str, Any]]:
+        """Who would be picked of `pool`, and what is told of that. `outside`: why others of this role are not in it."""
         try:
             explanation, pick = self._router.explain(ask, table, pool, plan, tokens, time.monotonic())
         except RequestError as error:
             if error.status != 503:
                 raise
             refusals = self._router.refusals(ask, table, pool, tokens)
-            rows = self._candidates(table, pool, None, refusals)
-            return found | {"worker": None, "reason": error.message, "candidates": rows}
+            rows = self._candidates(table, pool, outside, None, refusals)
+            return None, {"worker": None, "reason": error.message, "candidates": rows}
         worker = table.fleet(pool.role).workers[pick.worker]
-        return found | {
+        return worker, {
             "worker": worker.url,
             "worker_id": worker.id,
             "reason": pick.reason,
             "better": "least" if explanation.is_least_best else "most",
             "tied": [table.fleet(pool.role).workers[position].url for position in explanation.tied],
-            "candidates": self._candidates(table, pool, explanation, explanation.dropped or {}, pick),
+            "candidates": self._candidates(table, pool, outside, explanation, explanation.dropped or {}, pick),
         }
 
     def _table_in_force(self) -> RoutingTable:
@@ -117,6 +129,7 @@ class Explainer:
         self,
         table: RoutingTable,
         pool: Pool,
+        outside: str,
         explanation: Explanation | None,
         refusals: Mapping[int, str],
         pick: Pick | None = None,
@@ -127,7 +140,7 @@ class Explainer:
         for worker in table.snapshot.workers:
             position = positions.get(worker.slot)
             row: dict[str, Any] = {"worker": worker.url, "id": worker.id}
-            dropped = self._why_not(worker, pool)
+            dropped = self._why_not(worker, pool, outside)
             if dropped is None and position is not None:
                 if explanation is not None:
                     row |= _numbers(explanation, position)
@@ -137,11 +150,11 @@ class Explainer:
             rows.append(row)
         return sorted(rows, key=lambda row: (row["dropped"] is not None, not row["is_picked"]))
 
-    def _why_not(self, worker: WorkerSpec, pool: Pool) -> str | None:
+    def _why_not(self, worker: WorkerSpec, pool: Pool, outside: str) -> str | None:
         if worker.role != pool.role:
             return f"a {worker.role} worker"
         if worker.slot not in pool.slots:
-            return "serves other models"
+            return outside
         return _STATUS.get(self._state.segment.status(worker.slot), "not healthy yet") or None
 
 

@@ -37,9 +37,20 @@ from pointsman.daemon.relay.answers import CONTINUE, JSON, error_body, render
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.exchange import Exchange
 from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.pair_probe import METHOD as PROBE_METHOD
+from pointsman.daemon.relay.pair_probe import make_pair_probe
 from pointsman.daemon.relay.passage import Passage
 from pointsman.daemon.relay.routed import Caller
-from pointsman.daemon.relay.routes import MODELS_PREFIX, NOWHERE, ONE_MODEL, Kind, Route, batch_route
+from pointsman.daemon.relay.routes import (
+    HEALTH_GENERATE,
+    MODELS_PREFIX,
+    NOWHERE,
+    ONE_MODEL,
+    PAIR_PROBE,
+    Kind,
+    Route,
+    batch_route,
+)
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
 from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
 from pointsman.daemon.shm import layout as at
@@ -380,6 +391,10 @@ class ClientConnection(Caller):
             features = json_features(request.body())
         elif route.kind is _FORM:
             features = form_features(request.body())
+        elif route.path == HEALTH_GENERATE and self.context.table().has_pairs:
+            self.release_body(request)
+            features = make_pair_probe(request, self.context.table())
+            route = PAIR_PROBE
         else:
             features = NO_FEATURES
         if request.key is not None and route.kind is not _INFO:
@@ -389,6 +404,8 @@ class ClientConnection(Caller):
                     request.key.check_model(model)
         exchange = self.exchange = Exchange(self, request, route, features, self.context.table())
         self.context.count(_G_REQUESTS)
+        if route is PAIR_PROBE:
+            exchange.method = PROBE_METHOD
         if route.kind is _INFO:
             exchange.start_any()
         else:

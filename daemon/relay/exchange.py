@@ -55,7 +55,7 @@ from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.pair import pair_up
 from pointsman.daemon.relay.routed import Caller, Routed
-from pointsman.daemon.relay.routes import Route
+from pointsman.daemon.relay.routes import PAIR_PROBE, Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection, UpstreamPool
 from pointsman.daemon.relay.usage import CARRY_BYTES, TOKENS
@@ -281,7 +281,7 @@ class Exchange(Routed):
     def _enter(self, plan: Plan, prompt_tokens: int) -> bool:
         """Whether it may go on at once. Raises RequestError when there is no room for it."""
         context = self.context
-        if context.resilience.is_unlimited():
+        if context.resilience.is_unlimited() or self.route is PAIR_PROBE:
             context.resilience.enter_freely()
             self._has_free_permit = True
             return True
@@ -449,7 +449,7 @@ class Exchange(Routed):
     def request_head_for(self, pool: UpstreamPool, body_size: int) -> bytes:
         request = self.request
         return request_head(
-            request.method,
+            self.method,
             pool.base_path + request.target,
             pool.authority,
             request.passing_lines(),

@@ -293,6 +293,16 @@ class Inbound:
         self._chunks = [joined]
         return joined
 
+    def replace(self, target: bytes, body: bytes) -> None:
+        """Go to the worker as another request: `body` is JSON. The method is the exchange's."""
+        named = frozenset((b"content-type", b"expect", *self.connection_names))
+        self._passing = self._lines_without(named) + b"Content-Type: application/json\r\n"
+        self.connection_names = ()
+        self.target = target
+        self.has_body = True
+        self._chunks = [body]
+        self.body_size = len(body)
+
     def hold(self, more_bytes: int) -> int:
         """So much is kept besides the body; returns by how much that is more than before."""
         before, self.held_bytes = self.held_bytes, self.body_size + more_bytes

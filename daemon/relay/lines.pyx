@@ -65,14 +65,14 @@ cdef inline char *_count(char *to, object value) noexcept:
 
 cpdef bytes request_line(
     double ts_s, bytes request_id, int64_t shard, bytes client, bytes key, bytes method, bytes path, int64_t status,
-    bytes model, bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, int64_t attempts,
-    double queue_ms, double connect_ms, double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out,
+    bytes model, bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, bytes prefill,
+    double prefill_ms, double transfer_ms, int64_t attempts, double queue_ms, double connect_ms, double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out,
     int64_t resends, int64_t continuations, bytes reason, prompt_tokens, int64_t matched_tokens, cached_tokens,
     output_tokens, bytes end, bytes termination,
 ):
-    """`key`, `path`, `model`, `profile`, `worker`: JSON strings with their quotes; the other bytes without.
+    """`key`, `path`, `model`, `profile`, `worker`, `prefill`: JSON strings with their quotes; the other bytes without.
 
-    NaN, None: null. No `continuations`: left out. An empty `key`: none was asked for, and the field is left out. An
+    NaN, None: null. No `continuations`: left out. An empty `prefill`: no pair, left out with its times. An empty `key`: none was asked for, and the field is left out. An
     empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
     """
     cdef bytes out
@@ -80,7 +80,7 @@ cpdef bytes request_line(
     cdef char *to
     out = bytes(
         FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
-        + len(policy) + len(worker) + len(reason) + len(end)
+        + len(policy) + len(worker) + len(prefill) + len(reason) + len(end)
         + len(termination)
     )
     start = to = <char *> out
@@ -115,6 +115,13 @@ cpdef bytes request_line(
     to = _int(to, generation)
     to = _put(to, b',"worker":', 10)
     to = _bytes(to, worker)
+    if prefill:
+        to = _put(to, b',"prefill":', 11)
+        to = _bytes(to, prefill)
+        to = _put(to, b',"prefill_ms":', 14)
+        to = _milli(to, prefill_ms)
+        to = _put(to, b',"transfer_ms":', 15)
+        to = _milli(to, transfer_ms)
     to = _put(to, b',"attempts":', 12)
     to = _int(to, attempts)
     to = _put(to, b',"queue_ms":', 12)

@@ -21,6 +21,7 @@ it is no load, but a draining worker waits for it, for the lease at most.
 from __future__ import annotations
 
 import asyncio
+from math import nan
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -56,7 +57,9 @@ from pointsman.daemon.pd.two_step import TwoStepPair
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.relay.merging import Merging
+from pointsman.daemon.relay.pair_probe import as_probed
 from pointsman.daemon.relay.prefill_leg import PrefillLeg
+from pointsman.daemon.relay.routes import PAIR_PROBE
 from pointsman.daemon.resilience.breaker import Verdict
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 from pointsman.daemon.routing.pairs import MOONCAKE, is_bootstrap
@@ -77,6 +80,8 @@ def pair_up(exchange: Exchange, plan: Plan, regular: Pool | None) -> tuple[Pair 
 
     Raises RequestError.
     """
+    if exchange.route is PAIR_PROBE:
+        return _probe(exchange, plan)
     pairs, path = exchange.table.pairs_for(exchange.features.model, plan), exchange.route.path
     if pairs is None:
         if regular is None:
@@ -92,6 +97,14 @@ def pair_up(exchange: Exchange, plan: Plan, regular: Pool | None) -> tuple[Pair 
     return None, pairs.combined
 
 
+def _probe(exchange: Exchange, plan: Plan) -> tuple[Pair, Pool]:
+    pairs = exchange.table.pairs_of(exchange.features.model)
+    if pairs is None:
+        raise model_not_found(exchange.features.model)
+    pairs, plan = as_probed(pairs, plan)
+    return Pair(exchange, pairs, plan, Shape()), pairs.decode
+
+
 class Pair:
     machine: BootstrapPair | TwoStepPair
     paired: Paired | None = None
@@ -99,6 +112,12 @@ class Pair:
     decode_body: bytes | None = None
     """what decode is sent in place of the client's body"""
     leg: PrefillLeg | None = None
+    prefill_worker: WorkerSpec | None = None
+    """who computed the prompt in the last attempt, or was to; None: one worker does it alone"""
+    prefill_s = nan
+    """from the sending of the last attempt's prefill leg to its first token"""
+    transfer_s = nan
+    """from there to decode's first byte"""
     merging: Merging | None = None
     """of prefill's input logprobs into decode's answer"""
     waits_since = 0.0
@@ -127,7 +146,8 @@ class Pair:
         Raises RequestError when nobody can take it.
         """
         exchange, context, now = self.exchange, self.context, self.context.now()
-        self.paired = None
+        self.paired, self.prefill_worker = None, None
+        self.prefill_s = self.transfer_s = nan
         if not context.pairs.line.may_go(self):
             self._wait(now)
             return False
@@ -145,6 +165,7 @@ class Pair:
             exchange.take(found.side.booked, found.side.booked, is_probe=found.side.is_probe)
             return True
         self.paired, self._is_loaded, self.waits_since = found, True, 0.0
+        self.prefill_worker = found.prefill.worker
         exchange.take(found.decode.booked, found.prefill.booked, is_probe=found.decode.is_probe)
         return True
 
@@ -289,7 +310,8 @@ class Pair:
         now, pairs = self.context.now(), self.context.pairs
         side = self.paired.prefill
         self._unloaded_at = now
-        pairs.counts.observe("prefill", now - self._sent_at)
+        self.prefill_s = now - self._sent_at
+        pairs.counts.observe("prefill", self.prefill_s)
         if self._is_loaded:
             self._is_loaded = False
             self.context.router.first_token(side.booked, now)
@@ -383,7 +405,8 @@ class Pair:
         if paired is None:
             return
         self.tell(FirstByte(Leg.DECODE))
-        self.context.pairs.counts.observe("transfer", now - self._unloaded_at)
+        self.transfer_s = now - self._unloaded_at
+        self.context.pairs.counts.observe("transfer", self.transfer_s)
         self.context.pairs.router.succeeded(paired, now)
 
     def failed(self, outcome: Outcome, verdict: Verdict) -> tuple[Verdict, tuple[int, ...]]:

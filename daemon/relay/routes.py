@@ -41,6 +41,8 @@ class Route:
 
 
 INFO_PATHS = ("/get_model_info", "/get_server_info", "/version")
+HEALTH_GENERATE = "/health_generate"
+"""answered by a worker's own test generation or, where pairs serve, by one of a pair (`PAIR_PROBE`)"""
 LOCAL_PATHS = ("/health", "/liveness", "/readiness", "/v1/models")
 MODELS_PREFIX = b"/v1/models/"
 
@@ -56,6 +58,7 @@ def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
     routes = [Route(path, Kind.JSON, _POST, _label(path)) for path in JSON_PATHS]
     routes += [Route(path, Kind.FORM, _POST, _label(path)) for path in FORM_PATHS]
     routes += [Route(path, Kind.INFO, _GET, _label("probe")) for path in INFO_PATHS]
+    routes += [Route(HEALTH_GENERATE, Kind.INFO, (b"GET",), _label("probe"))]
     routes += [Route(path, Kind.LOCAL, _GET, _label("probe")) for path in LOCAL_PATHS if path != "/v1/models"]
     routes += [Route(path, Kind.JSON, _POST, _label("extra")) for path in extra_paths]
     routes += [Route("/v1/models", Kind.LOCAL, _GET, _label("models"))]
@@ -63,6 +66,8 @@ def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
 
 
 ONE_MODEL = Route("/v1/models/ID", Kind.LOCAL, _GET, _label("models"))
+PAIR_PROBE = Route("/v1/completions", Kind.JSON, (), _label("probe"), orjson.dumps(HEALTH_GENERATE))
+"""What a GET of HEALTH_GENERATE becomes for a pair (`relay.pair_probe`)."""
 FILES = Route("/v1/files", Kind.STREAMED, (), _label("files"))
 BATCHES = Route("/v1/batches", Kind.STREAMED, (), _label("batches"))
 FANOUTS = Route("/OPERATION", Kind.STREAMED, (), _label("fan_outs"))

@@ -41,8 +41,6 @@ def own_headers(exchange: Routed) -> bytes:
     head = b"X-Request-Id: " + exchange.request.request_id + b"\r\n" + upstream.pool.identity(generation)
     if exchange.pair is not None:
         head += exchange.pair.header_line
-    if exchange.pair is not None:
-        head += exchange.pair.header_line
     if exchange.attempts > 1 or exchange.is_exhausted:
         head += _lines(attempt_headers(exchange))
     if plan is None:
@@ -82,6 +80,8 @@ def _explanation(exchange: Routed) -> bytes | None:
 
 
 def _decision_head(exchange: Routed, decision: Booked) -> dict[str, object]:
+    """The decision is the prefill worker's where a pair answers."""
+    worker, is_of_pair = exchange.worker, decision.worker.role == "prefill"
     return {
         "id": exchange.request.request_id.decode("latin-1"),
         "generation": exchange.table.generation,
@@ -89,6 +89,7 @@ def _decision_head(exchange: Routed, decision: Booked) -> dict[str, object]:
         "profile": exchange.plan.profile if exchange.plan else "",
         "policy": exchange.asked_strategy or (exchange.plan.policy if exchange.plan else ""),
         "worker": decision.worker.url,
+        **({"decode_worker": worker.url} if is_of_pair and worker is not None and worker.role == "decode" else {}),
         "reason": reason_name(decision.reason),
         "prompt_tokens": decision.prompt_tokens,
         "matched_tokens": decision.cached_tokens,
@@ -197,7 +198,8 @@ def _record(exchange: Routed, taken: Taken, model: int, status: int) -> None:
 def _log_line(exchange: Routed, status: int, ending: Ending, now: float) -> bytes:
     request, plan, decision, usage = exchange.request, exchange.plan, exchange.decision, exchange.usage
     context, started, worker = exchange.context, request.started, exchange.worker
-    asked = exchange.asked_strategy
+    asked, pair = exchange.asked_strategy, exchange.pair
+    prefill = None if pair is None else pair.prefill_worker
     is_routed = decision is not None and plan is not None
     return request_line(
         context.wall_us(now) / 1e6,
@@ -214,6 +216,9 @@ def _log_line(exchange: Routed, status: int, ending: Ending, now: float) -> byte
         orjson.dumps(asked)[1:-1] if asked else plan.policy_text if plan else b"",
         exchange.table.generation,
         b'""' if worker is None else context.upstreams.of(worker).url_json,
+        b"" if prefill is None else context.upstreams.of(prefill).url_json,
+        nan if pair is None else pair.prefill_s * 1000,
+        nan if pair is None else pair.transfer_s * 1000,
         exchange.attempts,
         exchange.queued_s * 1000,
         (exchange.connected_at - started) * 1000 if exchange.connected_at else nan,

@@ -277,6 +277,15 @@ class RoutingTable:
             self._pool(combined, model),
         )
 
+    @property
+    def paired_models(self) -> tuple[str, ...]:
+        """Models that prefill or decode workers announce."""
+        return tuple(self._pairs)
+
+    def pairs_of(self, model: str) -> PairPools | None:
+        """Who of prefill and decode workers serves the model; None: nobody."""
+        return self._pairs.get(model) or self._undeclared_pairs
+
     def pairs_for(self, model: str, plan: Plan) -> PairPools | None:
         """None: requests for the model go to regular workers.
 

@@ -71,6 +71,35 @@ def test_a_pair_answers_what_one_engine_would(flavor: str) -> None:
         assert metrics['pointsman_pair_requests_total{leg="decode"}'] == 1
         assert metrics["pointsman_pair_prefill_seconds_count"] == 1
         assert not any(value for name, value in metrics.items() if name.startswith("pointsman_pair_errors_total"))
+        line = gate.wait_log("request", path="/v1/completions")
+        assert (line["worker"], line["prefill"]) == (fleet.decodes[0].url, fleet.prefills[0].url)
+        assert 0 <= line["prefill_ms"] + line["transfer_ms"] <= line["total_ms"]
+        # what the engines refuse of each other would be no 200
+        status, answer = ask(gate, "/health_generate")
+        assert (status, len(answer["choices"])) == (200, 1)
+        states = asyncio.run(fleet.states())
+        assert [state["inference_requests_total"] for state in states] == [2, 2]
+        line = gate.wait_log("request", path="/health_generate")
+        assert (line["method"], line["status"], line["prefill"]) == ("GET", 200, fleet.prefills[0].url)
+
+
+def test_who_would_be_paired_and_why(fleet: PairFleet) -> None:
+    with gateway(*fleet.flags, "--decode", "http://127.0.0.1:9") as gate:
+        gate.wait_healthy(2)
+        _, told = gate.admin("POST", "/explain", {"request": completion()})
+        prefill, decode = fleet.prefills[0].url, fleet.decodes[0].url
+        assert (told["worker"], told["decode"]["worker"]) == (prefill, decode)
+        assert {row["worker"]: row["dropped"] for row in told["decode"]["candidates"]} == {
+            decode: None,
+            "http://127.0.0.1:9": "not healthy yet",
+            prefill: "a prefill worker",
+        }
+        asked = urllib.request.Request(f"{gate.url}/v1/completions", json.dumps(completion()).encode())
+        asked.add_header("X-Pointsman-Explain", "1")
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            found = json.loads(answer.headers["X-Pointsman-Decision"])
+            assert answer.headers.get_all("X-Pointsman-Prefill-Worker") == [told["worker_id"]]
+        assert (found["worker"], found["decode_worker"]) == (prefill, decode)
 
 
 def test_readiness_needs_both_roles(fleet: PairFleet) -> None:

@@ -24,7 +24,8 @@ def line(**fields: Any) -> dict[str, Any]:
         "ts_s": 1.5, "request_id": b"req-1", "shard": 0, "client": b"::1", "key": b"", "method": b"POST",
         "path": b'"/v1"',
         "status": 200, "model": b'"m"', "is_stream": True, "profile": b'""', "policy": b"expected_cost",
-        "generation": 3, "worker": b'"http://x"', "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
+        "generation": 3, "worker": b'"http://x"',
+        "prefill": b"", "prefill_ms": nan, "transfer_ms": nan, "attempts": 2, "queue_ms": 0.5, "connect_ms": 0.25,
         "first_byte_ms": nan, "total_ms": 12.3456,
         "bytes_in": 1, "bytes_out": 2, "resends": 0, "continuations": 0, "reason": b"prefix",
         "prompt_tokens": None, "matched_tokens": 0,
@@ -54,6 +55,11 @@ def test_the_name_of_a_key_is_there_when_there_is_one() -> None:
 
 def test_a_stream_that_was_continued_says_how_often() -> None:
     assert line(continuations=2) == line() | {"continuations": 2}
+
+
+def test_a_pair_names_its_prefill_worker_and_what_that_took() -> None:
+    told = {"prefill": "http://y", "prefill_ms": 1.5, "transfer_ms": None}
+    assert line(prefill=b'"http://y"', prefill_ms=1.5) == line() | told
 
 
 def test_what_was_not_routed_has_no_reason() -> None:
