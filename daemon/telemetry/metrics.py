@@ -57,7 +57,7 @@ class _SegmentCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         own = list(self._own())
         yield from own
-        yield from peer_metrics.collect(own, self._compat)
+        yield from peer_metrics.collect(own, self._compat, self._snapshot.workers)
 
     def _own(self) -> Iterator[Metric]:
         yield from _requests(self._segment, self._snapshot.models)

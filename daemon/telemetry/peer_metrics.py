@@ -2,8 +2,9 @@
 
 One table per peer: its name for something, the family of ours that has the values, and where each of its labels comes
 from. Labels of ours that a row does not name are added up; a label of theirs that we cannot tell is left out, which
-queries read as empty. What would mean something else here is not in the table: no series is better than a wrong one.
-docs/MIGRATING.md has the names that are missing, and what to ask instead.
+queries read as empty. Besides the labels of a sample, a row may use `worker_type` (of its worker) and `backend_type`
+(`pd` where only pairs serve). What would mean something else here is not in the table: no series is better than a wrong
+one. docs/MIGRATING.md has the names that are missing, and what to ask instead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from prometheus_client.core import Metric
+
+from pointsman.config.snapshot import WorkerSpec
 
 Labels = Mapping[str, str]
 Label = Callable[[Labels], str | None]
@@ -59,10 +62,20 @@ def _only(route: str) -> Label:
     return lambda labels: "" if labels["route"] == route else None
 
 
+def _of(role: str) -> Label:
+    return lambda labels: labels["worker"] if labels["worker_type"] == role else None
+
+
 _BY_ROUTE = {"route": _same("route")}
 _BY_WORKER = {"worker": _same("worker")}
 _DROPPED = ""
 """A label that only decides whether the sample counts."""
+
+
+_OF_PAIRS = (
+    ("requests", "pointsman_worker_picks", "Requests sent to the worker."),
+    ("errors", "pointsman_worker_failures", "Requests that the worker broke off or did not answer."),
+)
 
 
 def _router(prefix: str) -> tuple[Row, ...]:
@@ -79,6 +92,11 @@ def _router(prefix: str) -> tuple[Row, ...]:
         Row("worker_load", "pointsman_worker_in_flight", "Requests on the worker.", _BY_WORKER),
         Row("running_requests", "pointsman_worker_in_flight", "Requests on the worker.", _BY_WORKER),
         Row("processed_requests", "pointsman_worker_picks", "Requests sent to the worker.", _BY_WORKER),
+        *(
+            Row(f"pd_{role}_{name}", source, documentation, {"worker": _of(role)})
+            for role in ("prefill", "decode")
+            for name, source, documentation in _OF_PAIRS
+        ),
         Row("policy_decisions", "pointsman_policy_decisions", "Picks of the worker.", _BY_WORKER),
         Row("cache_hits", "pointsman_cache_hits", "Picks of a worker with a part of the prompt."),
         Row("cache_misses", "pointsman_cache_misses", "Picks of a worker with nothing of the prompt."),
@@ -142,11 +160,12 @@ def _error_type(labels: Labels) -> str | None:
 
 _BY_PATH = {"method": _method, "path": _path}
 _BY_ENDPOINT = {"endpoint": _endpoint}
-_BY_MODEL = _BY_ENDPOINT | {"model": _same("model")}
-_REGULAR = {"worker_type": "regular"}
-_POOL = _REGULAR | {"connection_mode": "http"}
-_HTTP = {"router_type": "http", "backend_type": "regular"}
-_ROUTER = _HTTP | {"connection_mode": "http"}
+_BY_BACKEND = {"backend_type": _same("backend_type")}
+_BY_MODEL = _BY_ENDPOINT | _BY_BACKEND | {"model": _same("model")}
+_BY_TYPE = {"worker_type": _same("worker_type")}
+_POOL = {"connection_mode": "http"}
+_HTTP = {"router_type": "http"}
+_ROUTER = _HTTP | _POOL
 _SMG = (
     Row("smg_http_requests", "pointsman_requests", "Requests by method and path.", _BY_PATH),
     Row(
@@ -184,35 +203,48 @@ _SMG = (
         "smg_router_request_duration_seconds",
         "pointsman_request_duration_seconds",
         "Duration of routed requests.",
-        _BY_ENDPOINT,
+        _BY_ENDPOINT | _BY_BACKEND,
         _ROUTER,
     ),
     Row(
         "smg_router_ttft_seconds",
         "pointsman_time_to_first_byte_seconds",
         "From a request's arrival to the first byte of its answer.",
-        _BY_ENDPOINT,
+        _BY_ENDPOINT | _BY_BACKEND,
         _HTTP,
     ),
     Row("smg_router_upstream_send_retries", "pointsman_upstream_resends", "Sent again: the connection was closed."),
-    Row("smg_worker_pool_size", "pointsman_worker_up", "Workers there are.", fixed=_POOL, fold=_count),
-    Row("smg_worker_connections_active", "pointsman_upstream_connections", "Connections to workers.", fixed=_POOL),
+    Row("smg_worker_pool_size", "pointsman_worker_up", "Workers there are.", _BY_TYPE, _POOL, fold=_count),
+    Row("smg_worker_connections_active", "pointsman_upstream_connections", "Connections to workers.", _BY_TYPE, _POOL),
     Row("smg_worker_requests_active", "pointsman_worker_in_flight", "Requests on the worker.", _BY_WORKER),
     Row("smg_worker_health", "pointsman_worker_up", "1 while the worker may be picked.", _BY_WORKER),
-    Row("smg_worker_selection", "pointsman_worker_picks", "Picks of workers.", fixed=_POOL),
+    Row("smg_worker_selection", "pointsman_worker_picks", "Picks of workers.", _BY_TYPE, _POOL),
     Row(
         "smg_worker_errors",
         "pointsman_worker_failures",
         "Requests that workers broke off or did not answer.",
-        fixed=_POOL | {"error_type": "backend_error"},
+        _BY_TYPE,
+        _POOL | {"error_type": "backend_error"},
     ),
     Row("smg_worker_cb_state", "pointsman_worker_breaker_state", "0 closed, 1 open, 2 half-open.", _BY_WORKER),
-    Row("smg_worker_retries", "pointsman_retries", "Attempts after the first one.", fixed=_REGULAR),
+    Row("smg_worker_retries", "pointsman_retries", "Attempts after the first one.", _BY_TYPE),
     Row(
         "smg_worker_retries_exhausted",
         "pointsman_retries_exhausted",
         "Requests that failed after all their attempts.",
-        fixed=_REGULAR,
+        _BY_TYPE,
+    ),
+    Row(
+        "smg_pd_prefill_duration_seconds",
+        "pointsman_pair_prefill_seconds",
+        "From the sending of a prefill leg to its first token.",
+        fixed={"backend_type": "pd"},
+    ),
+    Row(
+        "smg_pd_kv_transfer_duration_seconds",
+        "pointsman_pair_transfer_seconds",
+        "From prefill's first token to decode's first byte.",
+        fixed={"backend_type": "pd"},
     ),
     Row("smg_cache_tree_chars", "pointsman_tree_size", "Characters believed to be cached."),
     Row("smg_engine_running_requests", "pointsman_worker_engine_running", "Requests the engine runs.", _BY_WORKER),
@@ -228,25 +260,43 @@ PEERS: Mapping[str, tuple[Row, ...]] = {
 """By value of `metrics_compat`."""
 
 
-def collect(own: Iterable[Metric], compat: str) -> Iterator[Metric]:
+class Fleet:
+    """What labels of theirs tell of the workers."""
+
+    def __init__(self, workers: Iterable[WorkerSpec]) -> None:
+        self._roles = {worker.url: worker.role for worker in workers}
+        roles = set(self._roles.values())
+        self.usual: Labels = {
+            "backend_type": "pd" if roles and "regular" not in roles else "regular",
+            "worker_type": "regular" if roles <= {"regular"} else "",  # of both legs together
+        }
+
+    def labels(self, ours: Labels) -> Labels:
+        role = self._roles.get(ours.get("worker", ""))
+        return {**self.usual, **ours, **({} if role is None else {"worker_type": role})}
+
+
+def collect(own: Iterable[Metric], compat: str, workers: Iterable[WorkerSpec]) -> Iterator[Metric]:
     """`own`: all our families."""
-    families = {metric.name: metric for metric in own}
+    families, fleet = {metric.name: metric for metric in own}, Fleet(workers)
     for row in PEERS[compat]:
-        yield _translated(row, families[row.source])
+        yield _translated(row, families[row.source], fleet)
 
 
-def _translated(row: Row, source: Metric) -> Metric:
+def _translated(row: Row, source: Metric, fleet: Fleet) -> Metric:
     folded: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
     for sample in source.samples:
-        labels = _labels(row, sample.labels)
+        labels = _labels(row, fleet.labels(sample.labels))
         if labels is not None:
             suffix = sample.name.removeprefix(source.name)
             folded.setdefault((row.name + suffix, tuple(labels.items())), []).append(sample.value)
     metric = Metric(row.name, row.documentation, source.type)
     for (name, pairs), values in folded.items():
         metric.add_sample(name, {**row.fixed, **dict(pairs)}, row.fold(values))
-    if not folded and not row.labels and source.type != "histogram":  # a total over no workers is 0, not unknown
-        metric.add_sample(row.name + ("_total" if source.type == "counter" else ""), dict(row.fixed), 0.0)
+    if not folded and row.labels.keys() <= fleet.usual.keys() and source.type != "histogram":
+        # a total over no workers is 0, not unknown
+        labels = {name: fleet.usual[name] for name in row.labels}
+        metric.add_sample(row.name + ("_total" if source.type == "counter" else ""), {**row.fixed, **labels}, 0.0)
     return metric
 
 

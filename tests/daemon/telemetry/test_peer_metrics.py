@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -11,6 +12,7 @@ from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.routing_state import IndexSize, RoutingState
 from pointsman.daemon.shm.segment import EngineSignals, Segment
 from pointsman.daemon.telemetry.metrics import DaemonInfo, render
+from pointsman.daemon.telemetry.pair_counts import PairCounts
 from pointsman.daemon.telemetry.series import ROUTES, Series
 from tests.fakes.promlint import problems
 
@@ -31,6 +33,10 @@ ROUTER = {
     "worker_load": ("gauge", "worker"),
     "running_requests": ("gauge", "worker"),
     "processed_requests_total": ("counter", "worker"),
+    "pd_prefill_requests_total": ("counter", ""),
+    "pd_prefill_errors_total": ("counter", ""),
+    "pd_decode_requests_total": ("counter", ""),
+    "pd_decode_errors_total": ("counter", ""),
     "policy_decisions_total": ("counter", "worker"),
     "cache_hits_total": ("counter", ""),
     "cache_misses_total": ("counter", ""),
@@ -67,6 +73,8 @@ SMG = {
     "smg_worker_cb_state": ("gauge", "worker"),
     "smg_worker_retries_total": ("counter", "worker_type"),
     "smg_worker_retries_exhausted_total": ("counter", "worker_type"),
+    "smg_pd_prefill_duration_seconds": ("histogram", "backend_type"),
+    "smg_pd_kv_transfer_duration_seconds": ("histogram", "backend_type"),
     "smg_cache_tree_chars": ("gauge", ""),
     "smg_engine_running_requests": ("gauge", "worker"),
     "smg_engine_waiting_requests": ("gauge", "worker"),
@@ -195,6 +203,33 @@ def test_what_smg_tells(state: RoutingState) -> None:
     assert values(found["engine_token_usage"]) == {"http://w1": 0.5}
 
 
+PREFILL, DECODE = replace(worker(0), role="prefill", bootstrap_port=9), replace(worker(1), role="decode")
+
+
+def test_workers_of_pairs_have_their_own_type(state: RoutingState) -> None:
+    pairs = Snapshot(8, workers=(PREFILL, DECODE), models=("other", "qwen"))
+    found = {name.removeprefix("smg_"): metric for name, metric in theirs(page(state, "sglang", pairs)).items()}
+    assert values(found["worker_pool_size"]) == {"http prefill": 1, "http decode": 1}
+    assert values(found["worker_selection"]) == {"http prefill": 5, "http decode": 1}
+    assert values(found["worker_errors"]) == {"http backend_error prefill": 2, "http backend_error decode": 1}
+    assert values(found["router_requests"])["pd http chat qwen http"] == 3
+    assert values(found["worker_retries"]) == {"": 0}, "of both"
+    PairCounts(state.segment, 1).observe("prefill", 0.3)
+    pages = theirs(page(state, "sglang", pairs))
+    seconds = {sample.name: sample.value for sample in pages["smg_pd_prefill_duration_seconds"].samples}
+    assert seconds["smg_pd_prefill_duration_seconds_count"] == 1
+    assert values(pages["sgl_router_pd_prefill_requests"]) == {"http://w0": 5}
+    assert values(pages["sgl_router_pd_decode_requests"]) == {"http://w1": 1}
+    assert values(pages["sgl_router_pd_decode_errors"]) == {"http://w1": 1}
+
+
+def test_a_fleet_of_all_three_roles_is_no_backend_of_pairs(state: RoutingState) -> None:
+    mixed = Snapshot(8, workers=(PREFILL, DECODE, worker(2)), models=("other", "qwen"))
+    found = theirs(page(state, "sglang", mixed))
+    assert values(found["smg_worker_pool_size"]) == {"http prefill": 1, "http decode": 1, "http regular": 1}
+    assert values(found["smg_router_requests"])["regular http chat qwen http"] == 3
+
+
 def test_histograms_stay_cumulative(state: RoutingState) -> None:
     samples = theirs(page(state, "sglang"))["smg_router_ttft_seconds"].samples
     chat = [sample for sample in samples if sample.labels["endpoint"] == "chat" and sample.name.endswith("_bucket")]
@@ -216,7 +251,7 @@ def test_totals_over_no_workers_are_zero(state: RoutingState, compat: str) -> No
     found = theirs(page(state, compat, Snapshot(9, models=("other", "qwen"))))
     for family in found.values():
         labels = NAMES[compat][f"{family.name}_total" if family.type == "counter" else family.name][1]
-        if not labels:
+        if not labels and "_pd_" not in family.name:
             assert family.samples, family.name
     prefix = "vllm_router" if compat == "vllm" else "sgl_router"
     assert values(found[f"{prefix}_active_workers"]) == {"": 0}
