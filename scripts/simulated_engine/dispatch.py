@@ -74,7 +74,8 @@ async def _answer(call: Call, method: str, plan: FaultPlan) -> web.StreamRespons
     try:
         handler = find_handler(method, call.path)
         if transfers is not None and call.path in PATHS:
-            await transfers.take_part(call, plan.transfer)
+            async with transfers.part(call, plan.transfer):
+                return await handler(call)
         return await handler(call)
     except ApiError as error:
         return await call.reply.send(error.body(), status=error.status)

@@ -11,8 +11,13 @@ SGLang (flavor sglang): a request without `bootstrap_room` is refused, as by an 
 wait for each other, `bootstrap_timeout_s` at most. After a failed transfer a decode engine with `sticky_sessions` fails
 every later one with the same prefill engine at once, until that engine is restarted.
 
+A decode engine takes KV memory for prompt and answer before it meets, and frees it when the request has ended. Short of
+it, transfers wait for others to end, and both legs with them; who waits longer than the bootstrap timeout fails: the
+usual cause of a KVTransferError under load.
+
 vLLM (flavor vllm): `do_remote_decode` makes an answer with parameters, `do_remote_prefill` pulls by them. Blocks that
 were not pulled are gone after `kv_lease_s`. As in vLLM nothing refuses them then: the text is another one (`STALE`).
+A decode engine short of memory pulls when it has some, which may be too late.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +35,7 @@ import orjson
 from pointsman.scripts.simulated_engine.context import ApiError, Call, JsonObject
 from pointsman.scripts.simulated_engine.faults import Fault
 from pointsman.scripts.simulated_engine.settings import EngineSettings
+from pointsman.scripts.simulated_engine.transfer_memory import TransferMemory, needed_tokens
 
 PATHS = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})
 STALE = "this KV belongs to another prompt: "
@@ -51,6 +58,9 @@ class Transfers:
     rooms_reused: int = 0
     expired: int = 0
     failed: int = 0
+    starved: int = 0
+    """of those that failed: there was no memory for them in time"""
+    _memory: TransferMemory = field(init=False)
     _rooms: set[int] = field(default_factory=set)
     _computed: dict[int, asyncio.Future[None]] = field(default_factory=dict)
     """Prefill legs: done when decode has met them; an exception when it failed."""
@@ -60,6 +70,9 @@ class Transfers:
     """NIXL: id of a request → when its lease ends"""
     _sticky: set[tuple[str, int]] = field(default_factory=set)
     _server: asyncio.Server | None = None
+
+    def __post_init__(self) -> None:
+        self._memory = TransferMemory(self.settings.limits.kv_tokens)
 
     async def start(self) -> None:
         if self.settings.role == "prefill":
@@ -80,21 +93,29 @@ class Transfers:
             "rooms_seen": self.rooms_seen,
             "rooms_reused": self.rooms_reused,
             "transfers_failed": self.failed,
+            "transfers_starved": self.starved,
+            "tokens_reserved": self._memory.reserved,
             "leases_expired": self.expired,
             "sessions_failed": len(self._sticky),
         }
 
     # --- a request's part in it
 
-    async def take_part(self, call: Call, fault: Fault | None) -> None:
-        """Returns when the request may be answered. Raises ApiError."""
+    @asynccontextmanager
+    async def part(self, call: Call, fault: Fault | None) -> AsyncIterator[None]:
+        """Entered when the request may be answered; left when it is. Raises ApiError."""
         document = call.json()
-        if self.settings.flavor == "sglang":
-            await self._bootstrap(call, document, fault)
-        else:
-            await self._hand_over(call, document, fault)
+        async with AsyncExitStack() as memory:
+            if self.settings.flavor == "sglang":
+                await self._bootstrap(call, document, fault, memory)
+            else:
+                await self._hand_over(call, document, fault, memory)
+            yield
 
-    async def _bootstrap(self, call: Call, document: JsonObject, fault: Fault | None) -> None:
+    async def _reserve(self, call: Call, document: JsonObject, memory: AsyncExitStack) -> None:
+        await memory.enter_async_context(self._memory.reserve(needed_tokens(call, document)))
+
+    async def _bootstrap(self, call: Call, document: JsonObject, fault: Fault | None, memory: AsyncExitStack) -> None:
         given: Any = document.get("bootstrap_room")
         rooms: list[int] = given if isinstance(given, list) else [] if given is None else [given]
         if not rooms:
@@ -104,6 +125,7 @@ class Transfers:
         is_prefill = self.settings.role == "prefill"
         if is_prefill:
             _shorten(call, document)
+        has_memory = is_prefill
         try:
             async with asyncio.timeout(timeout_s):
                 if fault is not None and fault.kind == "room_lost":
@@ -111,10 +133,14 @@ class Transfers:
                 if is_prefill:
                     await self._meet_decode(rooms, fault)
                 else:
+                    await self._reserve(call, document, memory)
+                    has_memory = True
                     await self._meet_prefill(document, rooms, fault)
         except TimeoutError:
             self.failed += 1
-            raise TransferError(f"room {rooms[0]} timed out") from None
+            self.starved += not has_memory
+            why = "timed out" if has_memory else "found no KV memory in time"
+            raise TransferError(f"room {rooms[0]} {why}") from None
         except TransferError:
             self.failed += 1
             raise
@@ -161,7 +187,7 @@ class Transfers:
         if self.settings.sticky_sessions:
             self._sticky.add(peer)
 
-    async def _hand_over(self, call: Call, document: JsonObject, fault: Fault | None) -> None:
+    async def _hand_over(self, call: Call, document: JsonObject, fault: Fault | None, memory: AsyncExitStack) -> None:
         params: Any = document.get("kv_transfer_params") or {}
         if fault is not None and fault.kind == "transfer_error":
             self.failed += 1
@@ -180,6 +206,7 @@ class Transfers:
                     "remote_port": self.port,
                 }
         elif params.get("do_remote_prefill"):
+            await self._reserve(call, document, memory)
             await self._pull(call, document, params)
 
     async def _pull(self, call: Call, document: JsonObject, params: JsonObject) -> None:
