@@ -168,6 +168,9 @@ class ServeConfig(BaseSettings):
     pd_min_uncached_tokens: int = _key(
         "pd_min_uncached_tokens", "shorter rests of prompts go to decode alone (vLLM; tokens); 0 = none", ge=0, le=2**31
     )
+    pd_decode_without_prefill: bool = _key(
+        "pd_decode_without_prefill", "decode computes prompts itself when no prefill worker is left to (vLLM)"
+    )
     pd_headroom_wait_s: float = _seconds("pd_headroom_wait_s", "a request waits for a decode worker with memory for it")
     cache_threshold: float = _key(
         "cache_threshold", "cache_aware: share of a prompt that must be cached to follow it", ge=0, le=1

@@ -24,6 +24,8 @@ class PdSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     decode_policy: Annotated[str, Meta(max_length=1000)] = "kv_headroom"
     min_uncached_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """A prompt of which fewer tokens are not in decode's cache goes to decode alone (vLLM); 0 = none does."""
+    decode_without_prefill: bool = True
+    """Decode computes prompts itself when no prefill worker is left to (vLLM)."""
     kv_lease_s: SomeSeconds = 30.0
     """How long a prefill worker keeps what decode has not fetched."""
     headroom_wait_s: Seconds = 5.0

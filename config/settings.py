@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """how long a prefill worker keeps what decode has not fetched"""
     pd_min_uncached_tokens: int = 0
     """a prompt with fewer tokens that decode has to compute goes to decode alone; 0 = none does"""
+    pd_decode_without_prefill: bool = True
+    """decode computes prompts itself when no prefill worker is left to"""
     pd_headroom_wait_s: float = 5.0
     """how long a request waits for a decode worker with memory for it"""
     cache_threshold: float = 0.3

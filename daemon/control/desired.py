@@ -161,6 +161,7 @@ def default_pd(settings: Settings) -> dict[str, Any]:
         "prefill_policy": settings.prefill_policy,
         "decode_policy": settings.decode_policy,
         "min_uncached_tokens": settings.pd_min_uncached_tokens,
+        "decode_without_prefill": settings.pd_decode_without_prefill,
         "kv_lease_s": settings.kv_lease_s,
         "headroom_wait_s": settings.pd_headroom_wait_s,
     }

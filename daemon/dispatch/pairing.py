@@ -35,6 +35,8 @@ NEAR_SLACK = 4
 """Requests that a decode worker on the prefill worker's host may have more than the idlest one."""
 MAX_TURNS = 8
 """Picks that a race for breakers' probes may spoil."""
+NOBODY = -1
+"""In place of a prefill worker's slot: none is left."""
 
 
 @dataclass(slots=True)
@@ -105,10 +107,16 @@ class PairRouter:
             try:
                 candidates, overruled = self._candidates(pools, prompt_tokens, refused, now)
             except RequestError:
-                if not pools.combined.workers:
+                if pools.combined.workers:
+                    return self._choose_combined(asked, table, pools, plan, prompt_tokens, now, refused)
+                if not _does_without_prefill(pools, plan):
                     raise
-                return self._choose_combined(asked, table, pools, plan, prompt_tokens, now, refused)
-            if asked.is_alone or self._is_short(pools, plan, candidates, prompt_tokens):
+                candidates, overruled = self._without_prefill(pools, prompt_tokens, refused, now)
+            if (
+                asked.is_alone
+                or self._is_short(pools, plan, candidates, prompt_tokens)
+                or self._is_left_alone(pools, plan, candidates, refused)
+            ):
                 side = self._choose_alone(asked, table, pools.decode, candidates, plan, prompt_tokens, now)
                 found: Paired | Alone = Alone(side)
             else:
@@ -145,6 +153,16 @@ class PairRouter:
         banned = self._banned(pools, kept, now)
         return partners(kept, banned) if banned else kept, prefill.overruled | decode.overruled
 
+    def _without_prefill(
+        self, pools: PairPools, prompt_tokens: int, failed: Collection[int], now: float
+    ) -> tuple[list[tuple[int, int]], frozenset[int]]:
+        """As `_candidates`, of decode workers with nobody to prefill for them. Raises RequestError 503."""
+        fit = self._resilience.fit(pools.decode, failed, now)
+        takes = [w.slot for w in fit.pool.workers if w.prompt_tokens_min <= prompt_tokens <= w.prompt_tokens_max]
+        if not takes:
+            raise fit.pool.nobody(f"a prompt of {prompt_tokens} tokens")
+        return [(NOBODY, slot) for slot in takes], fit.overruled
+
     def _banned(self, pools: PairPools, pairs: Sequence[tuple[int, int]], now: float) -> set[tuple[int, int]]:
         ids = self._ids_of(pools)
         with self._locked() as held:
@@ -162,6 +180,13 @@ class PairRouter:
             return False
         cached = self._router.cached_tokens(decodes, prompt_tokens)
         return prompt_tokens - cached < least
+
+    def _is_left_alone(
+        self, pools: PairPools, plan: Plan, candidates: Sequence[tuple[int, int]], failed: Collection[int]
+    ) -> bool:
+        """Whether there is no prefill worker, or none that has not failed the request, and decode makes up for it."""
+        has_none = all(prefill == NOBODY or prefill in failed for prefill, _ in candidates)
+        return has_none and _does_without_prefill(pools, plan)
 
     def _with_room(
         self, candidates: Sequence[tuple[int, int]], asked: PairAsk, prompt_tokens: int, now: float
@@ -273,10 +298,12 @@ class PairRouter:
             booked.ticket, side.is_probe = ticket, ticket != UNCOUNTED
         return True
 
-    def has_other(self, pools: PairPools, failed: Collection[int], now: float) -> bool:
-        """Whether a pair is left of which neither has failed the request."""
+    def has_other(self, pools: PairPools, plan: Plan, failed: Collection[int], now: float) -> bool:
+        """Whether a pair is left of which neither has failed the request, or a decode worker that does without."""
         has = self._resilience.has_other
-        return has(pools.prefill, failed, now) and has(pools.decode, failed, now)
+        if not has(pools.decode, failed, now):
+            return False
+        return _does_without_prefill(pools, plan) or has(pools.prefill, failed, now)
 
     # --- what became of it
 
@@ -310,6 +337,12 @@ class PairRouter:
     def _locked(self) -> Iterator[bool]:
         with self._state.locked(LOCK_DEADLINE_US) as held:
             yield held
+
+
+def _does_without_prefill(pools: PairPools, plan: Plan) -> bool:
+    """SGLang's decode workers cannot prefill."""
+    can = not any(worker.kv_connector == SGLANG for worker in pools.decode.workers)
+    return can and plan.pd.decode_without_prefill
 
 
 def _streamed(features: Features, *, is_stream: bool) -> Features:

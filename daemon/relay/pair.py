@@ -453,7 +453,7 @@ class Pair:
         self.paired, self.merging, self._unloaded_at, self._is_resent = None, None, 0.0, False
 
     def has_other(self, failed: tuple[int, ...], now: float) -> bool:
-        return self.context.pairs.router.has_other(self.pools, failed, now)
+        return self.context.pairs.router.has_other(self.pools, self.plan, failed, now)
 
     def end(self, *, is_complete: bool) -> None:
         """The request is over."""

@@ -583,6 +583,73 @@ def test_vllm_a_decode_that_fails_after_prefill_is_followed_by_another_full_pair
     assert [rig.failures(slot) for slot in range(4)] == [0, 0, 0, 0], "nobody knows yet whose fault it was"
 
 
+def publish_one_and_one(rig: Rig, **fields: Any) -> None:
+    """vLLM's, and nobody else."""
+    specs = [
+        worker_spec(slot, rig.workers[slot].url, role=("prefill", "decode")[slot], kv_connector="nixl") for slot in LEGS
+    ]
+    policies = {"prefill_policy": "least_request", "decode_policy": "least_request"}
+    rig.plane.publish(*specs, default_pd={**policies, **fields}, default_retry={"initial_backoff_ms": 1.0})
+
+
+def without_kv(session: Session) -> None:
+    """A decode worker that cannot fetch anything, and serves what has nothing to fetch."""
+    while (seen := session.read()) is not None:
+        if b"kv_transfer_params" in seen.body:
+            session.write(answer(500, b'{"error":{"message":"Internal server error"}}'))
+        else:
+            session.write(SSE + event("alone") + LAST)
+
+
+@pytest.mark.parametrize(
+    "prefill",
+    [answers(200, b'{"kv_transfer_params": %b}' % PARAMS), answers(503, b"{}"), lambda session: session.reset()],
+    ids=["gone between the legs", "overloaded", "reset"],
+)
+def test_vllm_decode_computes_the_prompt_when_the_only_prefill_worker_has_failed(rig: Rig, prefill: Script) -> None:
+    publish_one_and_one(rig)
+    rig.workers[PREFILL].script, rig.workers[DECODE].script = prefill, without_kv
+    status, body, headers = rig.post()
+    assert (status, body) == (200, b'data: {"text": "alone"}\n\n')
+    assert headers["X-Pointsman-Attempts"] == "2"
+    assert "X-Pointsman-Prefill-Worker" not in headers
+    assert pair_counts.events(rig.plane.segment)["decode_alone"] == 1
+    while not (requests := rig.workers[DECODE].requests).empty():
+        last = requests.get()
+    assert last.body == BODY, "the client's own bytes"
+
+
+@pytest.mark.parametrize("body", [BODY, b'{"prompt":"a","n":2}'], ids=["one answer", "several"])
+def test_vllm_decode_computes_the_prompt_when_no_prefill_worker_is_up(rig: Rig, body: bytes) -> None:
+
+    def decode(session: Session) -> None:
+        while (seen := session.read()) is not None:
+            session.write(SSE + event("fetched" if b"kv_transfer_params" in seen.body else "alone") + LAST)
+
+    publish_one_and_one(rig)
+    rig.workers[PREFILL].script = answers(200, b'{"kv_transfer_params": %b}' % PARAMS)
+    rig.workers[DECODE].script = decode
+    rig.plane.segment.set_status(PREFILL, at.STATUS_DOWN)
+    assert rig.post(body)[:2] == (200, b'data: {"text": "alone"}\n\n')
+    rig.plane.segment.set_status(PREFILL, at.STATUS_UP)
+    assert rig.post()[:2] == (200, b'data: {"text": "fetched"}\n\n'), "it is back"
+
+
+def test_vllm_decode_never_prefills_where_the_profile_forbids_it(rig: Rig) -> None:
+    publish_one_and_one(rig, decode_without_prefill=False)
+    rig.plane.segment.set_status(PREFILL, at.STATUS_DOWN)
+    status, body, _ = rig.post()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "no_available_workers")
+    assert rig.workers[DECODE].requests.empty()
+
+
+def test_sglang_decode_cannot_prefill(rig: Rig) -> None:
+    for slot in (PREFILL, GOOD_PREFILL):
+        rig.plane.segment.set_status(slot, at.STATUS_DOWN)
+    status, body, _ = rig.post()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "no_available_workers")
+
+
 def test_vllm_parameters_older_than_the_lease_are_dropped(rig: Rig) -> None:
     """A pause keeps decode waiting; afterwards prefill runs again."""
     policies = {"prefill_policy": "least_request", "decode_policy": "least_request"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -250,3 +253,19 @@ def test_vllm_prefill_that_dies_between_the_legs() -> None:
         asyncio.run(fleet.arm(fleet.decodes[0], {"kind": "transfer_error", "times": 2}))
         assert asyncio.run(ask_many(gate, 20)) == {(200, True): 20}
         assert {worker["breaker"]["state"] for worker in gate.workers()} == {"closed"}
+
+
+@pytest.mark.slow
+def test_vllm_serves_on_when_its_only_prefill_worker_is_killed() -> None:
+    """Decode computes the prompts itself, unless that is switched off; readiness still asks for both roles."""
+    with pair_fleet(1, 1, flavor="vllm") as fleet, ExitStack() as stack:
+        flags = (*fleet.flags, "--vllm-pd-disaggregation")
+        gate = stack.enter_context(gateway(*flags))
+        strict = stack.enter_context(gateway(*flags, "--no-pd-decode-without-prefill"))
+        for each in (gate, strict):
+            each.wait_healthy(2)
+        os.kill(fleet.prefills[0].pid, signal.SIGKILL)
+        assert asyncio.run(ask_many(gate, 20)) == {(200, True): 20}
+        assert gate.metrics()['pointsman_pair_events_total{event="decode_alone"}'] == 20
+        assert ask(gate, "/readiness")[0] == 503
+        assert ask(strict, body=completion())[0] in (502, 503)
