@@ -614,9 +614,8 @@ def test_vllm_decode_computes_the_prompt_when_the_only_prefill_worker_has_failed
     assert headers["X-Pointsman-Attempts"] == "2"
     assert "X-Pointsman-Prefill-Worker" not in headers
     assert pair_counts.events(rig.plane.segment)["decode_alone"] == 1
-    while not (requests := rig.workers[DECODE].requests).empty():
-        last = requests.get()
-    assert last.body == BODY, "the client's own bytes"
+    sent = [rig.workers[DECODE].seen() for _ in range(rig.workers[DECODE].requests.qsize())]
+    assert sent[-1].body == BODY, "the client's own bytes"
 
 
 @pytest.mark.parametrize("body", [BODY, b'{"prompt":"a","n":2}'], ids=["one answer", "several"])
