@@ -133,7 +133,7 @@ def _holder(gate: Gateway) -> Callable[[], str | None]:
 
 
 def counted(gate: Gateway, name: str, **labels: str) -> float:
-    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
     return gate.metrics()[f"pointsman_pair_{name}{{{inside}}}"]
 
 
