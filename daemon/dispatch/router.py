@@ -132,7 +132,8 @@ class LiveRouter:
             left, dropped = self._eligible(pool, fleet, request)
             has_index = self._chooser.lock_index()
             try:
-                situation = self._situation(request, fleet, left, now, has_index=has_index)
+                turn = self._turn(pool.role)
+                situation = self._situation(request, fleet, left, now, turn, has_index=has_index)
                 pick = selection.pick(policy, situation, session)
                 booked = _booked(table.fleet(pool.role).workers[pick.worker], ask, prompt_tokens)
                 booked.reason = REASONS.index(pick.reason)
@@ -200,13 +201,20 @@ class LiveRouter:
         return left, dropped
 
     def _situation(
-        self, request: Description, fleet: SharedFleet, left: Sequence[int], now: float, *, has_index: bool
+        self, request: Description, fleet: SharedFleet, left: Sequence[int], now: float, turn: int, *, has_index: bool
     ) -> Situation:
         if has_index:
             self._index.match(self._chain, self._state.matched)
         fleet.ripen(left, now)
-        turn = self._words.next_cursor() if self._shard >= 0 else 0
         return Situation(request, SharedChain(self._chain), fleet.depths(), left, fleet, now, self._rng, turn)
+
+    def _turn(self, role: str) -> int:
+        """Of those that take turns. A pair is two picks: with one cursor for both, each side would skip every other."""
+        if role != "decode":
+            return self._words.next_cursor()
+        turn = self._cells[at.H_DECODE_CURSOR]
+        self._cells[at.H_DECODE_CURSOR] = turn + 1
+        return turn
 
     def _note_identities(
         self, booked: Booked, request: Description, fleet: SharedFleet, session: str, worker: int, now: float
@@ -259,7 +267,7 @@ class LiveRouter:
             left, dropped = self._eligible(pool, fleet, request)
             has_index = held and self._chooser.lock_index()
             try:
-                situation = self._situation(request, fleet, left, now, has_index=has_index)
+                situation = self._situation(request, fleet, left, now, 0, has_index=has_index)
                 pick = selection.pick(policy, situation, selection.session(request))
                 return selection.explain(policy, situation, dropped), pick
             finally:
