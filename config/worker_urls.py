@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 MAX_URL_LENGTH = 2048
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
+_RANK = re.compile(r"[^@]+@\d+")
 _PATH = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 
 
@@ -30,6 +31,10 @@ def canonical_url(text: str) -> str:
         port = parts.port
     except ValueError as error:
         raise ValueError(f"is not a URL: {error}") from None
+    if _RANK.fullmatch(parts.netloc):
+        raise ValueError(
+            "data-parallel ranks (URL@RANK) are not addressed: name the engine once, without @RANK; it spreads them"
+        )
     if "@" in parts.netloc:
         raise ValueError("a worker's URL has no user or password; use api_key")
     host = _canonical_host(parts.hostname or "", bracketed=parts.netloc.startswith("["))

@@ -92,10 +92,24 @@ def translate(router: Router, argv: Sequence[str]) -> tuple[Draft, list[Verdict]
     draft = Draft(router)
     names = {_CANONICAL.get(each.flag, each.flag) for each in given}
     defaults = [Given(flag, (value,)) for flag, value in DEFAULTS[router].items() if flag not in names]
+    defaults += _side_defaults(router, given)
     usual = [_judge(draft, each, is_default=True) for each in defaults]
-    # the policy first: what other flags mean hangs on it
-    judged = {each: _judge(draft, each, is_default=False) for each in sorted(given, key=lambda g: g.flag != "--policy")}
+    judged = {each: _judge(draft, each, is_default=False) for each in sorted(given, key=_order)}
     return draft, [*(judged[each] for each in given), *usual]
+
+
+def _side_defaults(router: Router, given: Sequence[Given]) -> list[Given]:
+    """Of prefill and decode workers, who has no policy of its own has the main one."""
+    values = {each.flag: each.values for each in given}
+    if _OF_PAIRS.isdisjoint(values):
+        return []
+    main = values.get("--policy", (DEFAULTS[router]["--policy"],))
+    return [Given(flag, main) for flag in _SIDES if flag not in values and main[0] in POLICIES] if main else []
+
+
+def _order(given: Given) -> int:
+    """The policy first, what others mean hangs on it; the name of a connector after what asks for the usual one."""
+    return {"--policy": 0, "--kv-connector": 2}.get(given.flag, 1)
 
 
 def split(argv: Sequence[str]) -> list[Given]:
@@ -175,9 +189,12 @@ def _unknown(_draft: Draft, given: Given) -> tuple[Word, str]:
     return "unsupported", f"not a flag that is known here{f' ({hint})' if hint else ''}"
 
 
+def _with_scheme(text: str) -> str:
+    return text if "://" in text else f"http://{text}"
+
+
 def _workers(draft: Draft, given: Given) -> tuple[Word, str]:
-    for text in given.values:
-        url = text if "://" in text else f"http://{text}"
+    for url in map(_with_scheme, given.values):
         if not url.startswith(("http://", "https://")):
             return "unsupported", f"{url.partition('://')[0]} engines are not spoken to; use their HTTP port"
         draft.workers.append(url)
@@ -188,12 +205,12 @@ def _prefill(draft: Draft, given: Given) -> tuple[Word, str]:
     url, *ports = given.values or ("",)
     if len(ports) > 1 or not all(port == "none" or port.isdecimal() for port in ports):
         raise FlagError(f"{given.flag}: expected URL [PORT|none]")
-    draft.prefills[url] = int(ports[0]) if ports and ports[0] != "none" else None
+    draft.prefills[_with_scheme(url)] = int(ports[0]) if ports and ports[0] != "none" else None
     return "same", "workers.json: worker_type, bootstrap_port"
 
 
 def _decode(draft: Draft, given: Given) -> tuple[Word, str]:
-    draft.decodes += given.values
+    draft.decodes += map(_with_scheme, given.values)
     return "same", "workers.json: worker_type"
 
 
@@ -218,9 +235,16 @@ def _side_policy(key: str) -> Rule:
         name = _one(given)
         if name not in POLICIES:
             raise FlagError(f"{given.flag}: no policy {name[:60]!r}")
-        strategy, _, why = POLICIES[name]
-        draft.put(key, strategy, given.flag)
-        return ("changed", f"{place_of(key)} = {strategy}; {why}") if why else ("same", place_of(key))
+        strategy, keeps_sessions, why = POLICIES[name]
+        if key == "decode_policy" and (keeps_sessions or strategy == "consistent_hash"):
+            strategy, why = "least_request", "a session is kept at its prefill worker, which has its prefix"
+        else:
+            draft.keeps_sessions |= keeps_sessions
+        draft.section("pd")[key] = (
+            strategy  # of the profile, whose own strategy would be the prefill workers' otherwise
+        )
+        where = f"profiles.json: {PROFILE}.pd.{key} = {strategy}"
+        return ("changed", f"{where}; {why}") if why else ("same", where)
 
     return rule
 
@@ -381,6 +405,8 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "--intra-node-data-parallel-size": _no_ranks,
     }
 )
+_SIDES = ("--prefill-policy", "--decode-policy")
+_OF_PAIRS = frozenset({"--prefill", "--decode", "--pd-disaggregation", "--vllm-pd-disaggregation"})
 _EQUAL = (
     *("host", "port", "log_level", "max_payload_size", "health_failure_threshold", "health_success_threshold"),
     *("cache_threshold", "balance_abs_threshold", "balance_rel_threshold", "max_tree_size", "eviction_interval_secs"),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from pointsman.scripts.simulated_engine.launch import launch_engines
+from pointsman.scripts.simulated_engine.text import generate_output
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.pair_engines import pair_fleet
 from tests.fakes.prompts import prompt_text, shaped
 from tests.fakes.traffic import Client, completion
 
@@ -174,6 +177,44 @@ def test_the_key_lets_in_and_reaches_the_engines(tmp_path: Path) -> None:
             requests = json.load(answer)["requests"]
     headers = {name.lower(): value for name, value in requests[-1]["headers"]}
     assert headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("router", "start", "flavor"),
+    [
+        ("sglang-router", (*SGLANG, "--pd-disaggregation"), "sglang"),
+        ("sglang-router", ("smg", "launch", "--pd-disaggregation"), "sglang"),
+        ("vllm-router", (*VLLM, "--vllm-pd-disaggregation", "--kv-connector", "nixl"), "vllm"),
+    ],
+)
+def test_pairs(tmp_path: Path, router: str, start: tuple[str, ...], flavor: str) -> None:
+    """Each side by its own policy: a session stays with its prefill worker, decode workers take turns."""
+    with pair_fleet(2, 2, flavor=flavor) as fleet:
+        line = [*start, "--prefill-policy", "consistent_hash", "--decode-policy", "round_robin", "--policy", "random"]
+        line[line.index("consistent_hash")] += "ing" if router == "sglang-router" else ""
+        for one in fleet.prefills:
+            line += ["--prefill", one.url, *([str(one.bootstrap_port)] if flavor == "sglang" else [])]
+        for one in fleet.decodes:
+            line += ["--decode", one.url]
+        done = run_import(tmp_path, router, [*line, *LOCAL])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "unsupported" not in done.stdout
+        with gateway("--config", str(tmp_path / "pointsman.toml")) as gate:
+            gate.wait_healthy(4)
+            used = Counter[tuple[str, str]]()
+            for number in range(24):
+                session = {"X-SMG-Routing-Key": f"session-{number % 6}"}
+                prompt = prompt_text(f"turn {number}")
+                with Client((gate.host, gate.port)) as client:
+                    reply = client.ask(shaped("prompt string", prompt, session, max_tokens=4))
+                assert reply.status == 200, reply
+                expected = "".join(generate_output(prompt.encode(), 4))
+                assert reply.json["choices"][0]["text"] == expected
+                used[session["X-SMG-Routing-Key"], str(reply.headers["x-pointsman-prefill-worker"])] += 1
+                used["decode", str(reply.headers["x-pointsman-worker"])] += 1
+            of_decode = {pair: count for pair, count in used.items() if pair[0] == "decode"}
+            assert sorted(of_decode.values()) == [12, 12]
+            assert len(used) - len(of_decode) == 6, "one prefill worker a session"
 
 
 @pytest.mark.parametrize(

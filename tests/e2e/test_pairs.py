@@ -22,8 +22,11 @@ import aiohttp
 import pytest
 
 from pointsman.scripts.simulated_engine.text import generate_output
+from tests.e2e.test_fanout import asked
+from tests.e2e.test_fanout_on_data_port import bearer, wire
 from tests.fakes.gateway import Gateway, gateway, session
 from tests.fakes.pair_engines import PairFleet, pair_fleet
+from tests.fakes.traffic import client_of_each
 
 PROMPT = "a prompt of several blocks " * 40
 
@@ -149,7 +152,8 @@ def test_a_prefill_worker_without_a_bootstrap_port(fleet: PairFleet) -> None:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (("--prefill", "http://127.0.0.1:1@0"), "has no user or password"),
+        (("--prefill", "http://127.0.0.1:1@0"), "data-parallel ranks (URL@RANK) are not addressed"),
+        (("--decode", "http://127.0.0.1:1@7"), "name the engine once, without @RANK"),
         (("--dp-aware",), "data-parallel ranks (URL@RANK) are not addressed"),
         (("--prefill", "9001"), "the port 9001 follows no URL"),
         (("--prefill", "http://127.0.0.1:1", "99999"), "expected URL#PORT"),
@@ -160,6 +164,38 @@ def test_what_cannot_be_is_refused_with_the_reason(flags: tuple[str, ...], why: 
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 64
     assert why in done.stderr
+
+
+def test_ranks_are_refused_by_the_admin_api_and_in_files(tmp_path: Path) -> None:
+    path = tmp_path / "workers.json"
+    path.write_text(json.dumps({"workers": [{"url": "http://127.0.0.1:1@0", "worker_type": "prefill"}]}))
+    command = [sys.executable, "-m", "pointsman.daemon.main", "check", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert "workers[0].url" in done.stdout + done.stderr
+    assert "ranks (URL@RANK) are not addressed" in done.stdout + done.stderr
+    with gateway() as gate:
+        status, answer = gate.admin("POST", "/workers", {"url": "http://127.0.0.1:1@0", "worker_type": "decode"})
+        assert status == 400
+        assert "ranks (URL@RANK) are not addressed" in json.dumps(answer)
+
+
+def test_fan_outs_reach_both_roles(fleet: PairFleet) -> None:
+    """Whichever shard is asked."""
+    with gateway(*fleet.flags, "--admin-on-data-port") as gate:
+        gate.wait_healthy(2)
+        assert ask(gate, body=completion())[0] == 200
+        both = [engine.url for engine in fleet.engines]
+        before = [asked(url, "/flush_cache") for url in both]
+        with client_of_each(gate.pids("shard"), (gate.host, gate.port)) as clients:
+            assert len(clients) == 2
+            for client in clients.values():
+                flushed = client.ask(wire("POST", "/flush_cache", headers=bearer(gate.token)))
+                assert (flushed.status, sorted(flushed.json["succeeded"])) == (200, sorted(both))
+                loads = client.ask(wire("GET", "/get_loads", headers=bearer(gate.token)))
+                assert loads.status == 200
+                assert {worker["worker"] for worker in loads.json["workers"]} == set(both)
+        assert [asked(url, "/flush_cache") for url in both] == [count + 2 for count in before]
 
 
 def test_a_prefill_worker_is_not_removed_while_decode_has_to_fetch_from_it(fleet: PairFleet) -> None:

@@ -85,8 +85,27 @@ def test_pairs_become_workers_with_roles(tmp_path: Path) -> None:
         {"url": "http://10.0.0.2:1", "worker_type": "prefill"},
         {"url": "http://10.0.0.3:1", "worker_type": "decode"},
     ]
-    assert found.toml["decode_policy"] == "power_of_two"
+    assert found.profile["routingStrategy"] == "cache_aware"
+    assert found.profile["pd"] == {"prefill_policy": "cache_aware", "decode_policy": "power_of_two"}
+    assert found.toml["kv_connector"] == "sglang"
     assert verdict("--kv-connector", "lmcache")[0] == "unsupported"
+
+
+def test_each_side_of_a_pair_has_its_policy_or_the_main_one(tmp_path: Path) -> None:
+    line = ("--prefill", "10.0.0.1:1", "--decode", "10.0.0.3:1")
+    found = imported(tmp_path / "a", *line, "--policy", "random")
+    assert found.profile["pd"] == {"prefill_policy": "random", "decode_policy": "random"}
+    found = imported(tmp_path / "b", *line, "--policy", "manual")
+    assert found.profile["pd"] == {"prefill_policy": "random", "decode_policy": "least_request"}
+    assert "sticky" in found.profile, "sessions are kept where their prefix is"
+    assert "pd" not in imported(tmp_path / "c", *WORKERS, "--policy", "random").profile
+
+
+def test_a_named_connector_counts_wherever_it_stands(tmp_path: Path) -> None:
+    named, usual = ("--kv-connector", "mooncake"), ("--vllm-pd-disaggregation",)
+    for number, line in enumerate(((*named, *usual), (*usual, *named))):
+        found = imported(tmp_path / str(number), *line, "--prefill", "http://10.0.0.1:1", "9", router="vllm-router")
+        assert found.toml["kv_connector"] == "mooncake"
 
 
 def test_defaults_of_theirs_are_written_down(tmp_path: Path) -> None:
