@@ -75,7 +75,7 @@ def test_another_pair_is_asked_when_one_fails(rig: Rig) -> None:
     rig.workers[DECODE].script = answers(500, b'{"error":{"message":"KVTransferError"}}')
     rig.workers[GOOD_DECODE].script = answers(200, ONE_TOKEN)
     assert probe(rig) == (200, json.loads(ONE_TOKEN))
-    assert rig.workers[GOOD_PREFILL].requests.qsize() == 1
+    rig.plane.wait_until("the other prefill", lambda: rig.workers[GOOD_PREFILL].requests.qsize() == 1)
 
 
 def test_a_fleet_in_which_no_pair_works_is_told_so(rig: Rig) -> None:
@@ -97,7 +97,7 @@ def test_the_model_is_one_that_pairs_serve(rig: Rig) -> None:
         publish_with_combined(rig, regular.url)
         assert probe(rig)[0] == 200
         assert regular.requests.qsize() == 0
-        seen = next(worker.seen() for worker in rig.workers[1:COMBINED:2] if worker.requests.qsize())
+        seen = next(worker.seen() for worker in rig.workers[DECODE:COMBINED:2] if worker.requests.qsize())
         assert told(seen)["model"] == "m"
 
 
