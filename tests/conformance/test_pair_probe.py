@@ -89,6 +89,15 @@ def test_a_fleet_in_which_no_pair_works_is_told_so(rig: Rig) -> None:
         assert combined.requests.qsize() == 0
 
 
+def test_decode_workers_that_get_along_without_prefill_are_no_pair(rig: Rig) -> None:
+    rig.publish(connector="nixl")
+    rig.workers[DECODE].script = rig.workers[GOOD_DECODE].script = answers(200, ONE_TOKEN)
+    for slot in (PREFILL, GOOD_PREFILL):
+        rig.plane.segment.set_status(slot, at.STATUS_DOWN)
+    assert rig.post(PLAIN)[0] == 200
+    assert probe(rig)[0] == 503
+
+
 def test_the_model_is_one_that_pairs_serve(rig: Rig) -> None:
     """Beside a regular worker of the same model, too, which is asked by all that name no profile of pairs."""
     rig.workers[PREFILL].script = rig.workers[DECODE].script = answers(200, ONE_TOKEN)

@@ -183,7 +183,6 @@ def test_the_key_lets_in_and_reaches_the_engines(tmp_path: Path) -> None:
     ("router", "start", "flavor"),
     [
         ("sglang-router", (*SGLANG, "--pd-disaggregation"), "sglang"),
-        ("sglang-router", ("smg", "launch", "--pd-disaggregation"), "sglang"),
         ("vllm-router", (*VLLM, "--vllm-pd-disaggregation", "--kv-connector", "nixl"), "vllm"),
     ],
 )

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +24,11 @@ import pytest
 from pointsman.scripts.simulated_engine.text import generate_output
 from tests.e2e.test_fanout import asked
 from tests.e2e.test_fanout_on_data_port import bearer, wire
+from tests.fakes.edits import write_and_rename
 from tests.fakes.gateway import Gateway, gateway, session
 from tests.fakes.pair_engines import PairFleet, pair_fleet
-from tests.fakes.traffic import client_of_each
+from tests.fakes.traffic import Client, client_of_each
+from tests.fakes.traffic import request as post
 
 PROMPT = "a prompt of several blocks " * 40
 
@@ -198,26 +200,67 @@ def test_fan_outs_reach_both_roles(fleet: PairFleet) -> None:
         assert [asked(url, "/flush_cache") for url in both] == [count + 2 for count in before]
 
 
-def test_a_prefill_worker_is_not_removed_while_decode_has_to_fetch_from_it(fleet: PairFleet) -> None:
+@contextmanager
+def pair_in_a_file(fleet: PairFleet, *flags: str) -> Iterator[tuple[Gateway, Path]]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "workers.json")
+        prefill, decode = fleet.prefills[0], fleet.decodes[0]
+        entries = [
+            {"url": prefill.url, "worker_type": "prefill", "bootstrap_port": prefill.bootstrap_port},
+            {"url": decode.url, "worker_type": "decode"},
+        ]
+        path.write_text(json.dumps({"workers": entries}))
+        with gateway("--workers-file", str(path), *flags) as gate:
+            gate.wait_healthy(2)
+            yield gate, path
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["deleted", *(pytest.param(how, marks=pytest.mark.slow) for how in ("taken out of workers.json", "drained"))],
+)
+def test_a_prefill_worker_is_not_removed_while_decode_has_to_fetch_from_it(fleet: PairFleet, how: str) -> None:
     """Its load is over, but its KV is still wanted."""
     prefill, decode = fleet.prefills[0], fleet.decodes[0]
     asyncio.run(fleet.arm(decode, {"kind": "hang", "seconds": 2.0, "after_bytes": 0}))
-    with gateway() as gate:
-        gate.add_worker(prefill.url, worker_type="prefill", bootstrap_port=prefill.bootstrap_port)
-        gate.add_worker(decode.url, worker_type="decode")
-        gate.wait_healthy(2)
+    with ExitStack() as stack:
+        if how == "taken out of workers.json":
+            gate, path = stack.enter_context(pair_in_a_file(fleet))
+        else:
+            gate, path = stack.enter_context(gateway(*fleet.flags)), None
+            gate.wait_healthy(2)
         found: list[tuple[int, Any]] = []
         asking = threading.Thread(target=lambda: found.append(ask(gate, body=completion())))
         asking.start()
         worker = gate.wait_until("a hold", lambda: next((w for w in gate.workers() if w["holds"]), None))
         assert worker is not None
         assert (worker["worker_type"], worker["in_flight"]) == ("prefill", 0)
-        assert gate.admin("DELETE", f"/workers/{worker['id']}")[0] == 202
-        left = [line["event"] for line in gate.log if line["event"] == "worker_gone"]
-        assert not left
+        if path is not None:
+            left = {"workers": [{"url": decode.url, "worker_type": "decode"}]}
+            write_and_rename(path, json.dumps(left).encode())
+        elif how == "deleted":
+            assert gate.admin("DELETE", f"/workers/{worker['id']}")[0] == 202
+        else:
+            assert gate.admin("POST", f"/workers/{worker['id']}/drain")[0] == 202
         asking.join(30)
         assert [status for status, _ in found] == [200]
+        gone = gate.wait_log("worker_drained", worker=prefill.url) if how == "drained" else gate.wait_log("worker_gone")
+        assert gone["ts"] >= gate.wait_log("request", path="/v1/completions")["ts"]
+
+
+def test_a_prefill_worker_is_removed_when_the_lease_is_over(fleet: PairFleet) -> None:
+    """Whatever decode does: the engine has given the KV up."""
+    asyncio.run(fleet.arm(fleet.decodes[0], {"kind": "hang", "after_bytes": 0}))
+    with gateway(*fleet.flags, "--kv-lease-s", "0.3") as gate, Client((gate.host, gate.port)) as client:
+        gate.wait_healthy(2)
+        client.sock.sendall(post(completion(), "/v1/completions"))
+        lease_end = 'pointsman_pair_events_total{event="lease_end"}'
+        gate.wait_until("the lease is over", lambda: gate.metrics()[lease_end] == 1)
+        (worker,) = (one for one in gate.workers() if one["worker_type"] == "prefill")
+        assert gate.admin("DELETE", f"/workers/{worker['id']}")[0] == 202
         gate.wait_log("worker_gone")
+        (decode,) = gate.workers()
+        assert (decode["worker_type"], decode["in_flight"]) == ("decode", 1)
 
 
 def test_input_logprobs_come_from_prefill(fleet: PairFleet) -> None:
