@@ -425,7 +425,10 @@ class Exchange(Routed):
             pool.put(connection)
         elif self.context.is_paused():
             pool.put(connection)
-            self._hold(self._send if self.pair is None else self.send_now)
+            if self.pair is None:
+                self._hold(self._send)
+            else:
+                self.pair.hold(self.send_now)
         else:
             self._send_on(connection)
 
@@ -1056,6 +1059,9 @@ class Exchange(Routed):
 
     def again(self) -> None:
         self._again()
+
+    def hold_legs(self, go_on: Callable[[], None]) -> None:
+        self._hold(go_on)
 
     def watch_leg(self, now: float) -> None:
         """The prefill leg is sent: from here on the client waits for its first token."""

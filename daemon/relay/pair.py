@@ -21,6 +21,7 @@ it is no load, but a draining worker waits for it, for the lease at most.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from math import nan
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -137,6 +138,8 @@ class Pair:
         self.pools = pools
         self.plan = plan
         self.shape = shape
+        self._held: list[Callable[[], None]] = []
+        """what sends the legs that a pause keeps from their engines"""
 
     # --- choosing
 
@@ -229,6 +232,7 @@ class Pair:
         """A connection that was reused turned out to be dead: the attempt begins anew, with the same workers."""
         self._drop_leg()
         self._let_go()
+        self._held.clear()
         self._is_resent = True
 
     def _body(self) -> bytes:
@@ -259,7 +263,20 @@ class Pair:
         if params is not None:
             self.decode_body = bodies.decode_body(self._body(), params)
         self.context.pairs.counts.sent(Leg.DECODE)
-        self.exchange.send_now()
+        if self.context.is_paused():
+            self.hold(self.exchange.send_now)
+        else:
+            self.exchange.send_now()
+
+    def hold(self, send: Callable[[], None]) -> None:
+        """`send` is called after the pause if the attempt has not ended by then."""
+        self._held.append(send)
+        self.exchange.hold_legs(self._go_on)
+
+    def _go_on(self) -> None:
+        held, self._held = self._held, []
+        for send in held:
+            send()
 
     def may_send_decode(self) -> bool:
         """Decode has a connection. False: what prefill told has grown too old, something else has been begun."""
@@ -450,6 +467,7 @@ class Pair:
     def _forget_attempt(self) -> None:
         self._drop_leg()
         self._let_go()
+        self._held.clear()
         self.paired, self.merging, self._unloaded_at, self._is_resent = None, None, 0.0, False
 
     def has_other(self, failed: tuple[int, ...], now: float) -> bool:

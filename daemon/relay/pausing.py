@@ -25,11 +25,15 @@ class Pausing:
         self._is_looking = False
 
     def hold(self, exchange: Exchange, go_on: Callable[[], None]) -> None:
-        """`go_on` is called after the pause, unless `let_go` comes first. Raises RequestError 503 in mode reject."""
+        """`go_on` is called after the pause, unless `let_go` comes first, or another call that replaces it.
+
+        Raises RequestError 503 in mode reject.
+        """
         if self.pause.mode is Mode.REJECT:
             raise paused(self.pause.reason)
+        if exchange not in self._held:
+            self._context.count(at.G_HELD)
         self._held[exchange] = go_on
-        self._context.count(at.G_HELD)
         if not self._is_looking:
             self._is_looking = True
             self._context.loop.call_later(LOOK_S, self._look)

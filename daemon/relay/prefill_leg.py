@@ -89,8 +89,16 @@ class PrefillLeg(Receiver):
         self._task = None
         if self.pair is None:
             pool.put(connection)
+        elif self.context.is_paused():
+            pool.put(connection)
+            self.pair.hold(self._start_again)
         else:
             self._send_on(connection)
+
+    def _start_again(self) -> None:
+        """After a pause."""
+        if self.pair is not None:
+            self.start(is_fresh=False)
 
     def _send_on(self, connection: UpstreamConnection) -> None:
         self.connection = connection
