@@ -109,9 +109,10 @@ class PairRouter:
             except RequestError:
                 if pools.combined.workers:
                     return self._choose_combined(asked, table, pools, plan, prompt_tokens, now, refused)
-                if not _does_without_prefill(pools, plan):
+                found_alone = self._without_prefill(pools, plan, prompt_tokens, refused, now)
+                if found_alone is None:
                     raise
-                candidates, overruled = self._without_prefill(pools, prompt_tokens, refused, now)
+                candidates, overruled = found_alone
             if (
                 asked.is_alone
                 or self._is_short(pools, plan, candidates, prompt_tokens)
@@ -140,8 +141,7 @@ class PairRouter:
         prefill = self._resilience.fit(pools.prefill, (), now)
         decode = self._resilience.fit(pools.decode, (), now)
         takes = [
-            {w.slot for w in fit.pool.workers if w.prompt_tokens_min <= prompt_tokens <= w.prompt_tokens_max}
-            for fit in (prefill, decode)
+            {worker.slot for worker in fit.pool.workers if _takes(worker, prompt_tokens)} for fit in (prefill, decode)
         ]
         fits = [(p, d) for p, d in pools.compatible if p in takes[0] and d in takes[1]]
         if not fits:
@@ -154,14 +154,23 @@ class PairRouter:
         return partners(kept, banned) if banned else kept, prefill.overruled | decode.overruled
 
     def _without_prefill(
-        self, pools: PairPools, prompt_tokens: int, failed: Collection[int], now: float
-    ) -> tuple[list[tuple[int, int]], frozenset[int]]:
-        """As `_candidates`, of decode workers with nobody to prefill for them. Raises RequestError 503."""
+        self, pools: PairPools, plan: Plan, prompt_tokens: int, failed: Collection[int], now: float
+    ) -> tuple[list[tuple[int, int]], frozenset[int]] | None:
+        """As `_candidates`: decode workers whose partners for such a prompt are all down. None: there is none.
+
+        One that never had a partner for it is none of them: that is how it was configured.
+        """
+        if not _does_without_prefill(pools, plan):
+            return None
         fit = self._resilience.fit(pools.decode, failed, now)
-        takes = [w.slot for w in fit.pool.workers if w.prompt_tokens_min <= prompt_tokens <= w.prompt_tokens_max]
-        if not takes:
-            raise fit.pool.nobody(f"a prompt of {prompt_tokens} tokens")
-        return [(NOBODY, slot) for slot in takes], fit.overruled
+        prefills = {worker.slot for worker in pools.prefill.workers if _takes(worker, prompt_tokens)}
+        partnered = {decode for prefill, decode in pools.compatible if prefill in prefills}
+        alone = [
+            (NOBODY, worker.slot)
+            for worker in fit.pool.workers
+            if _takes(worker, prompt_tokens) and (worker.slot in partnered or not pools.prefill.workers)
+        ]
+        return (alone, fit.overruled) if alone else None
 
     def _banned(self, pools: PairPools, pairs: Sequence[tuple[int, int]], now: float) -> set[tuple[int, int]]:
         ids = self._ids_of(pools)
@@ -337,6 +346,10 @@ class PairRouter:
     def _locked(self) -> Iterator[bool]:
         with self._state.locked(LOCK_DEADLINE_US) as held:
             yield held
+
+
+def _takes(worker: WorkerSpec, prompt_tokens: int) -> bool:
+    return worker.prompt_tokens_min <= prompt_tokens <= worker.prompt_tokens_max
 
 
 def _does_without_prefill(pools: PairPools, plan: Plan) -> bool:

@@ -821,9 +821,17 @@ def test_a_prompt_too_long_for_all_is_told_so(rig: Rig) -> None:
     assert "a prompt of" in json.loads(body)["error"]["message"]
 
 
-def test_workers_of_other_groups_are_not_paired(rig: Rig) -> None:
+@pytest.mark.parametrize("connector", ["sglang", "nixl"])
+def test_workers_of_other_groups_are_not_paired(rig: Rig, connector: str) -> None:
+    """Nor does decode serve alone: its partners are not down, it has none."""
     specs = [
-        worker_spec(slot, rig.workers[slot].url, role=("prefill", "decode")[slot], labels={"pd_group": str(slot)})
+        worker_spec(
+            slot,
+            rig.workers[slot].url,
+            role=("prefill", "decode")[slot],
+            labels={"pd_group": str(slot)},
+            kv_connector=connector,
+        )
         for slot in LEGS
     ]
     rig.plane.publish(*specs)
