@@ -141,6 +141,7 @@ def rig(shared_plane: DataPlane) -> Iterator[Rig]:
         shared_plane.segment.words.fill_zero(layout.pair_row(shard) + 1, at.PAIR_COUNT_WORDS - 1)
     found.publish()
     yield found
+    shared_plane.segment.words.put(at.H_PAUSE, 0)
     shared_plane.wait_until("no load, no hold", found.is_idle)
     for worker in workers:
         worker.stop()
@@ -754,16 +755,16 @@ def test_a_leg_that_was_connecting_is_not_sent_during_a_pause(rig: Rig, leg: int
         try:
             door.accept()[0].close()
             rig.plane.wait_until("it waits", lambda: segment.gauge_total(at.G_HELD) == 1)
-            taken = door.accept()[0]
-            taken.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                taken.recv(1)
+            with door.accept()[0] as taken:
+                taken.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    taken.recv(1)
+                segment.words.put(at.H_PAUSE, 0)
+                taken.settimeout(WAIT_S)
+                assert taken.recv(1) == b"P"
+                door.close()
         finally:
             segment.words.put(at.H_PAUSE, 0)
-        taken.settimeout(WAIT_S)
-        assert taken.recv(1) == b"P"
-        door.close()
-        taken.close()
         asking.join(WAIT_S)
     assert done == [200], "another pair answered"
 
