@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pointsman.daemon.shm import layout as at
-from tests.conformance.test_pairs import (
+from tests.fakes.data_plane import data_plane, worker_spec
+from tests.fakes.pair_rig import (
     COMBINED,
     DECODE,
     GOOD_DECODE,
@@ -24,14 +25,9 @@ from tests.conformance.test_pairs import (
     answer,
     answers,
     publish_with_combined,
-    rig,
-    shared_plane,
     told,
 )
-from tests.fakes.data_plane import data_plane, worker_spec
 from tests.fakes.scripted_worker import ScriptedWorker, Session
-
-__all__ = ["rig", "shared_plane"]
 
 PATH = "/health_generate"
 ONE_TOKEN = b'{"choices":[{"text":"a"}]}'
