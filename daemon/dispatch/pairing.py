@@ -16,7 +16,7 @@ from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.resilience import LOCK_DEADLINE_US, SharedResilience
 from pointsman.daemon.dispatch.router import Ask, LiveRouter
 from pointsman.daemon.errors import RequestError
-from pointsman.daemon.pd.ledger import Charge, Ledger, partners
+from pointsman.daemon.pd.ledger import Charge, Failed, Ledger, partners
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict
 from pointsman.daemon.resilience.table import Table
 from pointsman.daemon.resilience.words import MemoryWords
@@ -329,15 +329,21 @@ class PairRouter:
             if held:
                 self._ledger.succeeded(self._words, paired.key, now)
 
-    def failed(self, paired: Paired, pools: PairPools, now: float) -> tuple[Charge, bool]:
-        """As `Ledger.failed`, of an open failure."""
-        ids, own = self._ids_of(pools), (paired.prefill.booked.slot, paired.decode.booked.slot)
-        of_prefill = [_key(ids, p, d) for p, d in pools.compatible if p == own[0] and d != own[1]]
-        of_decode = [_key(ids, p, d) for p, d in pools.compatible if d == own[1] and p != own[0]]
+    def failed(self, paired: Paired, pools: PairPools, began: float, now: float) -> tuple[Charge, bool]:
+        """As `Ledger.failed`, of an open failure. `began`: when the attempt was sent."""
+        ids, prefill, decode = self._ids_of(pools), paired.prefill.booked.slot, paired.decode.booked.slot
+        attempt = Failed(
+            paired.key,
+            key_of_bytes(ids[prefill].encode()),
+            key_of_bytes(ids[decode].encode()),
+            [_key(ids, p, d) for p, d in pools.compatible if p == prefill and d != decode],
+            [_key(ids, p, d) for p, d in pools.compatible if d == decode and p != prefill],
+            began,
+        )
         with self._locked() as held:
             if not held:
                 return Charge.NOBODY, False
-            return self._ledger.failed(self._words, paired.key, of_prefill, of_decode, now)
+            return self._ledger.failed(self._words, attempt, now)
 
     def _ids_of(self, pools: PairPools) -> dict[int, str]:
         return {worker.slot: worker.id for pool in (pools.prefill, pools.decode) for worker in pool.workers}

@@ -14,6 +14,10 @@ the pair did last, and that is enough to judge:
 "Works with others": its last request with another partner went well, not longer than WINDOW_S ago. A worker that is not
 charged has a neutral verdict at its breaker, so nobody's breaker opens for what a partner did.
 
+Failures of attempts that were under way at the same time are one piece of news: when a thousand requests start at once
+and one transfer in twenty fails, all that fail do so before the first success, and would look like a broken worker. So
+a failure counts, for a ban as for a charge, if its attempt began after the one that counted before it was known.
+
 A ban never leaves a worker without partners: it is overruled then.
 """
 
@@ -29,6 +33,7 @@ from pointsman.daemon.resilience.words import Words
 PAIRS = 4096
 WINDOW_S = 60.0
 _FAILURES, _AT, _BANNED_UNTIL = range(3)
+"""of a pair's row; in a worker's row `_AT` is when it was charged last"""
 
 
 class Charge(Enum):
@@ -46,6 +51,20 @@ class Fared:
     """in a row"""
     at: float
     banned_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt whose failure is an open question. Keys are those of the ledger's rows."""
+
+    pair: int
+    prefill: int
+    decode: int
+    of_prefill: Collection[int]
+    """the pairs of the prefill worker with other decode workers"""
+    of_decode: Collection[int]
+    began: float
+    """when both legs, or the first one, were sent: seconds of the clock of `now`"""
 
 
 class Ledger:
@@ -67,29 +86,46 @@ class Ledger:
         words.set_real(row + _AT, now)
         words.set_int(row, 0)
 
-    def failed(
-        self, words: Words, key: int, of_prefill: Iterable[int], of_decode: Iterable[int], now: float
-    ) -> tuple[Charge, bool]:
-        """An open failure of the pair `key`; the others are the pairs of its two workers with others.
-
-        Returns who is charged, and whether the pair is banned by this failure.
-        """
-        prefill_works, prefill_fails = self._with_others(words, of_prefill, now)
-        decode_works, decode_fails = self._with_others(words, of_decode, now)
-        row = self._claim(words, key)
-        failures = words.get_int(row) + 1
-        words.set_int(row, failures)
-        words.set_real(row + _AT, now)
+    def failed(self, words: Words, attempt: Failed, now: float) -> tuple[Charge, bool]:
+        """Returns who is charged, and whether the pair is banned by this failure."""
+        prefill_works, prefill_fails = self._with_others(words, attempt.of_prefill, now)
+        decode_works, decode_fails = self._with_others(words, attempt.of_decode, now)
+        failures, is_news = self._count(words, attempt, now)
         if prefill_works and decode_works:
-            is_news = failures >= self.ban_after and words.get_real(row + _BANNED_UNTIL) <= now
-            if is_news:
-                words.set_real(row + _BANNED_UNTIL, now + self.ban_s)
-            return Charge.PAIR, is_news
-        if prefill_works != decode_works:
-            return (Charge.DECODE if prefill_works else Charge.PREFILL), False
-        if prefill_fails == decode_fails:
+            return Charge.PAIR, is_news and self._may_ban(words, attempt.pair, failures, now)
+        if prefill_works or decode_works:
+            charge = Charge.DECODE if prefill_works else Charge.PREFILL
+        elif prefill_fails == decode_fails:
             return Charge.NOBODY, False
-        return (Charge.PREFILL if prefill_fails > decode_fails else Charge.DECODE), False
+        else:
+            charge = Charge.PREFILL if prefill_fails > decode_fails else Charge.DECODE
+        key = attempt.prefill if charge is Charge.PREFILL else attempt.decode
+        return (charge if self._is_charged(words, key, attempt.began, now) else Charge.NOBODY), False
+
+    def _count(self, words: Words, attempt: Failed, now: float) -> tuple[int, bool]:
+        """(the pair's failures in a row, whether this one is news)."""
+        row = self._claim(words, attempt.pair)
+        failures = words.get_int(row)
+        is_news = not failures or attempt.began >= words.get_real(row + _AT)
+        if is_news:
+            failures += 1
+            words.set_int(row, failures)
+            words.set_real(row + _AT, now)
+        return failures, is_news
+
+    def _may_ban(self, words: Words, pair: int, failures: int, now: float) -> bool:
+        row = self._claim(words, pair)
+        if failures < self.ban_after or words.get_real(row + _BANNED_UNTIL) > now:
+            return False
+        words.set_real(row + _BANNED_UNTIL, now + self.ban_s)
+        return True
+
+    def _is_charged(self, words: Words, worker: int, began: float, now: float) -> bool:
+        row = self._claim(words, worker)
+        if began < words.get_real(row + _AT):
+            return False
+        words.set_real(row + _AT, now)
+        return True
 
     def is_banned(self, words: Words, key: int, now: float) -> bool:
         row = self._table.find(words, key)

@@ -339,8 +339,8 @@ class Pair:
             self._lease = self.context.loop.call_later(self.plan.pd.kv_lease_s, self._lease_over)
 
     def _lease_over(self) -> None:
-        self.context.pairs.counts.event("lease_end")
         self._let_go()
+        self.context.pairs.counts.event("lease_end")
 
     def _let_go(self) -> None:
         if self._lease is not None:
@@ -440,7 +440,7 @@ class Pair:
         slots = [paired.prefill.booked.slot, paired.decode.booked.slot]
         charge = Charge.PREFILL if failure.leg is Leg.PREFILL else Charge.DECODE
         if failure.is_open:
-            charge, is_banned = self.context.pairs.router.failed(paired, self.pools, now)
+            charge, is_banned = self.context.pairs.router.failed(paired, self.pools, self._sent_at, now)
             self.context.pairs.counts.event("open_failure")
             if is_banned:
                 self.context.pairs.counts.event("ban")

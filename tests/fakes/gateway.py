@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 UPGRADE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 10.0 * SLOW_MACHINE
+PIPE_BYTES = 1 << 20
 T = TypeVar("T")
 
 
@@ -48,6 +50,9 @@ class Gateway:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self.process.stderr is not None
+        # a test whose threads are all busy reads late, and a full pipe costs lines (see daemon.telemetry.logs)
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
 

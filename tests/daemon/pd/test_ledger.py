@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.daemon.pd.ledger import WINDOW_S, Charge, Ledger, partners
+from pointsman.daemon.pd.ledger import WINDOW_S, Charge, Failed, Ledger, partners
 from pointsman.daemon.resilience.table import Table
 from pointsman.daemon.resilience.words import private_words
 
@@ -25,10 +25,13 @@ class Fleet:
     def good(self, prefill: int, decode: int, now: float = 0.0) -> None:
         self.ledger.succeeded(self.words, self.key(prefill, decode), now)
 
-    def bad(self, prefill: int, decode: int, now: float = 0.0) -> tuple[Charge, bool]:
+    def bad(self, prefill: int, decode: int, now: float = 0.0, began: float | None = None) -> tuple[Charge, bool]:
+        """`began`: None = at once."""
         of_prefill = [self.key(prefill, d) for d in self.decodes if d != decode]
         of_decode = [self.key(p, decode) for p in self.prefills if p != prefill]
-        return self.ledger.failed(self.words, self.key(prefill, decode), of_prefill, of_decode, now)
+        began = now if began is None else began
+        pair, workers = self.key(prefill, decode), (10_000 + prefill, 20_000 + decode)
+        return self.ledger.failed(self.words, Failed(pair, *workers, of_prefill, of_decode, began), now)
 
     def is_banned(self, prefill: int, decode: int, now: float = 0.0) -> bool:
         return self.ledger.is_banned(self.words, self.key(prefill, decode), now)
@@ -72,6 +75,22 @@ def test_the_worker_that_works_with_nobody_is_charged() -> None:
     fleet = Fleet(2, 2)
     fleet.good(1, 0)
     assert fleet.bad(0, 0) == (Charge.PREFILL, False)
+
+
+def test_failures_of_one_storm_are_one_piece_of_news() -> None:
+    fleet = Fleet(2, 2)
+    fleet.good(0, 1)
+    storm = [fleet.bad(0, 0, now=1.0 + number / 100, began=0.5) for number in range(20)]
+    assert storm == [(Charge.DECODE, False)] + [(Charge.NOBODY, False)] * 19
+    assert fleet.bad(0, 0, now=3.0, began=2.0) == (Charge.DECODE, False), "begun when the first one was known"
+
+
+def test_a_storm_does_not_ban() -> None:
+    fleet = Fleet(2, 2)
+    fleet.good(0, 1)
+    fleet.good(1, 0)
+    assert {fleet.bad(0, 0, now=1.0, began=0.5) for _ in range(20)} == {(Charge.PAIR, False)}
+    assert not fleet.is_banned(0, 0, 1.0)
 
 
 def test_the_worker_that_failed_with_more_others_is_charged() -> None:
