@@ -114,6 +114,11 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
                 client.sock.sendall(stream_of(OUTLASTING_S))
                 assert client.read_head()[":status"] == "200"
             answer = upgraded(gate)
+            for client in idle.values():  # at once: they are closed soon
+                reply = client.get("/readiness")
+                assert reply.status == 200, "a load balancer must not think that the port is going away"
+                assert reply.headers["connection"] == "close"
+                assert client.read_more() == b""
             assert answer["in_flight"] == 2
             assert (answer["previous_pid"], answer["pid"]) == (old[0], gate.main_pid)
 
@@ -125,11 +130,6 @@ def test_everything_survives_and_nothing_is_left(engine: str, quick_engines: lis
             status = gate.admin("GET", "/status")[1]
             assert (status["generation"], status["workers_healthy"]) == (generation, 2)
 
-            for client in idle.values():
-                reply = client.get("/readiness")
-                assert reply.status == 200, "a load balancer must not think that the port is going away"
-                assert reply.headers["connection"] == "close"
-                assert client.read_more() == b""
             for client in streams.values():
                 text = client.read_to_end()
                 assert text.endswith(LAST_CHUNK)
