@@ -36,7 +36,7 @@ from pointsman.daemon.relay.listener_tls import ListenerTls
 from pointsman.daemon.routing.table import RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.log_settings import LogSettings
-from pointsman.daemon.shm.native import die_with_parent, name_process
+from pointsman.daemon.shm.native import die_with_parent, keep_freed_memory, name_process
 from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import follow_level, log
@@ -49,6 +49,8 @@ CROSSING_S = 0.1
 RETIRED_IDLE_S = 5.0
 """after an upgrade nobody waits: whoever asks again in this time is told `Connection: close` with the answer, and does
 not see the connection end while the next request is on its way"""
+KEPT_HEAP_BYTES = 1 << 26
+MAPPED_BLOCK_BYTES = 1 << 22
 TLS_HELLO_S = 3.0
 """how long a process that ends waits for a client in its handshake"""
 TLS_GOODBYE_S = 1.0
@@ -328,6 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     die_with_parent(signal.SIGKILL)
     name_process(f"pointsman-s{arguments.index}")
+    keep_freed_memory(KEPT_HEAP_BYTES, MAPPED_BLOCK_BYTES)
     for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's, meant for the supervisor
         signal.signal(ignored, signal.SIG_IGN)
     try:

@@ -44,7 +44,8 @@ def worker_spec(slot: int, url: str, **fields: Any) -> WorkerSpec:
 
 
 class DataPlane:
-    def __init__(self, shards: int, settings: Settings, log: Path) -> None:
+    def __init__(self, shards: int, settings: Settings, log: Path, launcher: Sequence[str] = ()) -> None:
+        self._launcher = launcher
         self.segment = Segment.create(shards, settings.max_workers)
         self.state = RoutingState.create(self.segment, IndexSize(4, 512), 2**26)
         self.log = log
@@ -64,7 +65,7 @@ class DataPlane:
         self.leashes.append(ours)
         fds = (self._settings_fd, self.segment.fd, self.state.index.fd, theirs.fileno(), self._sockets[index].fileno())
         names = ("--settings-fd", "--segment-fd", "--prefix-fd", "--leash-fd", "--listen-fd")
-        command = [sys.executable, "-m", "pointsman.daemon.shard", "--index", str(index)]
+        command = [*self._launcher, sys.executable, "-m", "pointsman.daemon.shard", "--index", str(index)]
         command += [word for name, fd in zip(names, fds, strict=True) for word in (name, str(fd))]
         with self.log.open("ab") as output:
             process = subprocess.Popen(command, pass_fds=fds, stderr=output)
@@ -148,14 +149,16 @@ class DataPlane:
 
 
 @contextmanager
-def data_plane(shards: int = 2, workers: Sequence[str] = (), **settings: Any) -> Iterator[DataPlane]:
+def data_plane(
+    shards: int = 2, workers: Sequence[str] = (), *, launcher: Sequence[str] = (), **settings: Any
+) -> Iterator[DataPlane]:
     """`workers` are URLs of the first generation. `settings` override the defaults: those of `Settings`, but each
-    request has one attempt and workers have no breakers."""
+    request has one attempt and workers have no breakers. `launcher` is a command that runs the shards' ones."""
     with tempfile.TemporaryDirectory() as folder:
         base = Settings(
             runtime_dir=folder, state_dir=folder, shards=shards, disable_retries=True, disable_circuit_breaker=True
         )
-        plane = DataPlane(shards, msgspec.structs.replace(base, **settings), Path(folder) / "shards.log")
+        plane = DataPlane(shards, msgspec.structs.replace(base, **settings), Path(folder) / "shards.log", launcher)
         try:
             plane.publish(*(worker_spec(slot, url) for slot, url in enumerate(workers)))
             yield plane

@@ -1,0 +1,158 @@
+"""How many instructions one shard executes for a request and for an event of a stream, as callgrind counts them.
+
+Seconds are noise on a machine that does something else besides; instructions are not: two runs differ by about one per
+cent. The kernel's are not among them. Everything is on: routing by `expected_cost`, bookings, metrics, retries,
+breakers, timeouts, request ids. One request is under way at a time, so each pays for turns of the event loop alone.
+
+    scripts/check-instructions          # the figures, and whether they are within the bounds
+    KEEP=/tmp/profile scripts/check-instructions    # then: callgrind_annotate /tmp/profile/short.out
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.data_plane import DataPlane, data_plane
+from tests.fakes.scripted_worker import ScriptedWorker, Session
+
+WORKERS = 4
+GROUPS = 32
+"""of prompts that share a prefix"""
+WARM_UP = 100
+REQUESTS = 200
+STREAMS = 20
+EVENTS = 100
+BOUNDS = {"short": 1, "long": 1, "event": 1}
+"""thousands of instructions; a tenth above what was measured when they were set"""
+WORDS = b"alpha river stone model token cache prefix router engine batch graph kernel vector tensor".split()
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+EVENT = chunk(b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":" token"}}]}\n\n')
+END = chunk(b"data: [DONE]\n\n") + chunk(b"")
+WHOLE = json.dumps({"id": "x", "choices": [{"index": 0, "message": {"content": "word " * 60}}]}).encode()
+
+
+def answers(session: Session) -> None:
+    while session.read() is not None:
+        session.write(HEAD % (b"application/json", b"Content-Length: %d" % len(WHOLE)) + WHOLE)
+
+
+class Turns:
+    """A stream whose next event comes when the client has the one before."""
+
+    def __init__(self) -> None:
+        self.has_come = threading.Semaphore(0)
+
+    def script(self, session: Session) -> None:
+        while session.read() is not None:
+            session.write(HEAD % (b"text/event-stream", b"Transfer-Encoding: chunked"))
+            for _ in range(EVENTS):
+                assert self.has_come.acquire(timeout=60)
+                session.write(EVENT)
+            assert self.has_come.acquire(timeout=60)
+            session.write(END)
+
+
+class Client:
+    """One connection; what it asks repeats in every run."""
+
+    def __init__(self, plane: DataPlane, body_bytes: int) -> None:
+        self._sock = plane.connect()
+        self._sock.settimeout(120)
+        chance = random.Random(1)
+        self._prompts = [b" ".join(chance.choices(WORDS, k=body_bytes // 7)) for _ in range(GROUPS)]
+        self._number = 0
+
+    def _send(self, more: bytes = b"") -> None:
+        self._number += 1
+        prompt = self._prompts[self._number % GROUPS]
+        body = b'{"model": "mock", %b"max_tokens": 100, "user": "bench", "messages": [' % more
+        body += b'{"role": "system", "content": "You help."}, {"role": "user", "content": "%b #%d"}]}' % (
+            prompt,
+            self._number,
+        )
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench/1.0\r\n"
+            b"Accept: application/json\r\nAuthorization: Bearer sk-0123456789abcdef\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        self._sock.sendall(head + body)
+
+    def _read(self, until: Callable[[bytes], bool]) -> bytes:
+        answer = b""
+        while not until(answer):
+            data = self._sock.recv(1 << 18)
+            assert data, f"the connection ended after {answer[-200:]!r}"
+            answer += data
+        return answer
+
+    def ask(self) -> None:
+        self._send()
+        answer = self._read(lambda answer: answer.endswith(WHOLE))
+        assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
+
+    def stream(self, turns: Turns) -> None:
+        self._send(b'"stream": true, ')
+        self._read(lambda answer: b"\r\n\r\n" in answer)
+        for _ in range(EVENTS):
+            turns.has_come.release()
+            self._read(lambda answer: answer.endswith(EVENT))
+        turns.has_come.release()
+        self._read(lambda answer: answer.endswith(END))
+
+
+def counted(plane: DataPlane, folder: Path, name: str, work: Callable[[], object]) -> int:
+    """Instructions of the shard while `work` runs."""
+    pid = str(plane.processes[0].pid)
+    control = ["callgrind_control"]
+    subprocess.run([*control, "-i", "on", pid], check=True, capture_output=True)
+    work()
+    subprocess.run([*control, "-i", "off", pid], check=True, capture_output=True)
+    before = set(folder.iterdir())
+    subprocess.run([*control, "-d", pid], check=True, capture_output=True)
+    (written,) = [path for path in folder.iterdir() if path not in before]
+    if keep := os.environ.get("KEEP"):
+        Path(keep).mkdir(exist_ok=True)
+        shutil.copy(written, Path(keep) / f"{name}.out")
+    found = re.search(r"^totals: (\d+)", written.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_instructions_of_a_request_and_of_an_event(tmp_path: Path) -> None:
+    turns, figures = Turns(), dict[str, float]()
+    workers = [ScriptedWorker() for _ in range(WORKERS)]
+    launcher = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={tmp_path}/%p"]
+    urls = [worker.url for worker in workers]
+    # the sampled explanations are a few a second, but time is slow here
+    settings = {"disable_retries": False, "disable_circuit_breaker": False, "decision_sample_interval_s": 0.0}
+    with data_plane(1, urls, launcher=launcher, **settings) as plane:
+        for name, body_bytes in (("short", 1024), ("long", 32 * 1024)):
+            for worker in workers:
+                worker.script = answers
+            client = Client(plane, body_bytes)
+            for _ in range(WARM_UP):
+                client.ask()
+            total = counted(plane, tmp_path, name, lambda: [client.ask() for _ in range(REQUESTS)])  # noqa: B023
+            figures[name] = total / REQUESTS / 1000
+    for worker in workers:
+        worker.stop()
+    print("\n" + ", ".join(f"{name} {figure:.1f} thousand (bound {BOUNDS[name]})" for name, figure in figures.items()))
+    assert not {name: figure for name, figure in figures.items() if figure > BOUNDS[name]}
