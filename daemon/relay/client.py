@@ -52,7 +52,8 @@ from pointsman.daemon.relay.routes import (
     batch_route,
 )
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
-from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
+from pointsman.daemon.routing.body import scan
+from pointsman.daemon.routing.request import NO_FEATURES, decoded_features, form_features, form_models
 from pointsman.daemon.shm import layout as at
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class ClientConnection(Caller):
         request = self._request
         if request is None or request.is_head_complete:
             self._head_bytes = 0
-        elif self._head_bytes > self.context.settings.max_header_bytes:
+        elif self._head_bytes > self.context.max_header_bytes:
             self._refuse(head_too_large())
         if self._queue:
             self._advance()
@@ -179,25 +180,25 @@ class ClientConnection(Caller):
         if request is None:
             return
         parser = self._parser
-        settings = self.context.settings
+        context = self.context
         try:
-            if len(request.headers) > settings.max_headers:
-                raise malformed_http(f"more than {settings.max_headers} headers", status=431)
-            if self._head_bytes > settings.max_header_bytes < request.head_size():
+            if len(request.headers) > context.max_headers:
+                raise malformed_http(f"more than {context.max_headers} headers", status=431)
+            if self._head_bytes > context.max_header_bytes < request.head_size():
                 raise head_too_large()
             version = "1.1" if self._is_1_1 else parser.get_http_version()
             self._is_1_1 = False
             request.finish_head(parser.get_method(), version, parser.should_keep_alive())
-            if self.context.elsewhere is not None:
+            if context.elsewhere is not None:
                 request.is_streamed = self._is_streamed(request.path)
-            most = inf if request.is_streamed else settings.max_payload_size
+            most = inf if request.is_streamed else context.max_payload_bytes
             if request.content_length is not None and request.content_length > most:
-                raise payload_too_large(settings.max_payload_size)
+                raise payload_too_large(context.max_payload_bytes)
             if request.internal_token is not None:
                 self._recognize(request)
-            guard = self.context.guard
+            guard = context.guard
             if guard is not None:  # before the body: whoever may not ask fills no buffer
-                guard.admit(request, self.context.table(), self.peer)
+                guard.admit(request, context.table(), self.peer)
         except RequestError as error:
             request.is_streamed = False  # nothing of it has begun: its answer is queued as any other
             self._refuse(error)
@@ -228,8 +229,8 @@ class ClientConnection(Caller):
         request.add_body(chunk)
         context = self.context
         context.buffers.take(len(chunk))
-        if request.body_size > context.settings.max_payload_size:
-            self._refuse(payload_too_large(context.settings.max_payload_size))
+        if request.body_size > context.max_payload_bytes:
+            self._refuse(payload_too_large(context.max_payload_bytes))
         elif not self._waits_for_buffer and context.buffers.is_full():
             self._waits_for_buffer = True
             self._pause_reading()
@@ -388,7 +389,8 @@ class ClientConnection(Caller):
 
     def _exchange(self, request: Inbound, route: Route) -> None:
         if route.kind is _JSON:
-            features = json_features(request.body())
+            body = request.body()
+            features = scan(body) or decoded_features(body)
         elif route.kind is _FORM:
             features = form_features(request.body())
         elif route.path == HEALTH_GENERATE and self.context.table().has_pairs:

@@ -88,6 +88,9 @@ class ShardContext:
         """This shard alone was told to stop (the whole daemon's drain is in the segment)."""
         self.is_retired = False
         """Another daemon accepts on the same sockets."""
+        self.max_headers = settings.max_headers
+        self.max_header_bytes = settings.max_header_bytes
+        self.max_payload_bytes = settings.max_payload_size
         self._tables = tables
         self._table = tables(0)
         self._generation = self._table.generation

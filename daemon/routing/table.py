@@ -200,6 +200,7 @@ class RoutingTable:
         self._fleets = {role: self._pool(workers, role=role) for role, workers in self._by_role.items()}
         self.everyone = self._fleets["regular"]
         self._pairs, self._undeclared_pairs = self._all_pairs()
+        self.has_pairs = bool(self._pairs) or self._undeclared_pairs is not None
         self.every_slot = tuple(worker.slot for worker in snapshot.workers)
         names = dict.fromkeys(name for worker in self._regular for name in worker.models)
         self._pools = {
@@ -244,10 +245,6 @@ class RoutingTable:
             return True
         pairs = [*self._pairs.values(), *([self._undeclared_pairs] if self._undeclared_pairs else [])]
         return any(prefill in up and decode in up for one in pairs for prefill, decode in one.compatible)
-
-    @property
-    def has_pairs(self) -> bool:
-        return bool(self._pairs) or self._undeclared_pairs is not None
 
     def _all_pairs(self) -> tuple[dict[str, PairPools], PairPools | None]:
         """By model; and for models that nobody announces."""
