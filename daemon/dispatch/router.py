@@ -63,7 +63,7 @@ class LiveRouter:
         self._fleets: dict[str, SharedFleet] = {}
         self._fleet_of: RoutingTable | None = None
         self._gauges = state.segment.layout.gauge(max(shard, 0), 0)
-        self._chooser = Chooser(
+        self.chooser = self._chooser = Chooser(
             state.words,
             state.bookings,
             state.index,
@@ -76,7 +76,9 @@ class LiveRouter:
             state.segment.layout.budget,
             state.segment.layout.breakers,
         )
-        short_way = ShortWay(self._chooser, self._chain, rng, self._unlocked_least_cost, self._charge_user)
+        self.short_way = short_way = ShortWay(
+            self._chooser, self._chain, rng, self._unlocked_least_cost, self._charge_user
+        )
         self.read_prompt = short_way.read_prompt
         self.choose_least_cost = short_way.choose
         """`choose` by the short way: for a plan with `expected_cost`, a pool without buckets, no routing headers"""

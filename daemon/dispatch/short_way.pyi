@@ -24,7 +24,6 @@ class ShortWay:
         plan: Plan,
         prompt_tokens: int,
         now: float,
-        *,
         is_retry: bool = False,
     ) -> Booked: ...
     def finish(
@@ -32,7 +31,6 @@ class ShortWay:
         booked: Booked,
         now: float,
         output_tokens: int | None,
-        *,
         was_computed: bool = True,
         verdict: int = ...,
     ) -> bool: ...

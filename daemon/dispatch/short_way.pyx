@@ -7,6 +7,7 @@ the same ones again and again.
 from libc.stdint cimport int64_t
 
 from pointsman.daemon.routing.body cimport Features
+from pointsman.daemon.routing.table cimport Plan, Pool
 from pointsman.daemon.shm.choosing cimport Booked, Candidates, Chooser, Terms
 from pointsman.daemon.shm.prefix cimport HashChain
 
@@ -15,17 +16,14 @@ from pointsman.daemon.shm import choosing as _choosing
 
 cdef int64_t CHARS_PER_TOKEN = 4
 cdef int64_t NONE = _bookings.NONE
-cdef int64_t NEUTRAL = _choosing.NEUTRAL
+cdef enum:
+    NOT_JUDGED = 0
+if NOT_JUDGED != _choosing.NEUTRAL:
+    raise ImportError("choosing.pyx and short_way.pyx do not agree on what a verdict is")
 
 
 cdef class ShortWay:
-    cdef Chooser chooser
-    cdef HashChain chain
-    cdef object draw, unlocked, charge
-    cdef object pool, plan
-    """which `candidates` and `terms` are of"""
-    cdef Candidates candidates
-    cdef Terms terms
+    """`pool` and `plan`: which `candidates` and `terms` are of."""
 
     def __init__(self, Chooser chooser not None, HashChain chain not None, rng, unlocked, charge):
         """`unlocked(features, body_bytes, pool, prompt_tokens)` chooses when the routing mutex is not to be had,
@@ -33,13 +31,13 @@ cdef class ShortWay:
         self.chooser, self.chain, self.draw = chooser, chain, rng.random
         self.unlocked, self.charge = unlocked, charge
 
-    def read_prompt(self, Features features not None):
+    cpdef int64_t read_prompt(self, Features features) except -1:
         """Hashes the prompt of the request that is routed next; returns its tokens, about, at least 1."""
         self.chain._load(features.prompt, features._salt(), not features.has_ids)
         return max((<int64_t> self.chain.total_chars + CHARS_PER_TOKEN - 1) // CHARS_PER_TOKEN, <int64_t> 1)
 
-    def choose(
-        self, Features features not None, int64_t body_bytes, pool, plan, int64_t prompt_tokens, double now, *,
+    cpdef Booked choose(
+        self, Features features, int64_t body_bytes, Pool pool, Plan plan, int64_t prompt_tokens, double now,
         bint is_retry=False,
     ):
         """After `read_prompt`. Raises RequestError 503 when no worker of the pool is up."""
@@ -52,14 +50,14 @@ cdef class ShortWay:
             self.draw(), is_retry,
         )
         if type(booked) is Booked:
-            return booked
+            return <Booked> booked
         if booked is None:
             raise pool.nobody()
         return self.unlocked(features, body_bytes, pool, prompt_tokens)
 
-    def finish(
-        self, Booked booked not None, double now, output_tokens, *, bint was_computed=True, int64_t verdict=NEUTRAL
-    ):
+    cpdef bint finish(
+        self, Booked booked, double now, output_tokens, bint was_computed=True, int64_t verdict=NOT_JUDGED
+    ) except -1:
         """The request is over; None: it failed or was cancelled. Once for everything that was booked, however chosen.
 
         Not `was_computed`: the worker failed it and holds nothing of it that it did not hold before. True: `verdict` is
@@ -73,7 +71,7 @@ cdef class ShortWay:
         return is_news
 
 
-cdef Terms _terms(plan):
+cdef Terms _terms(Plan plan):
     parameters, retry = plan.expected_cost, plan.retry
     return Terms(
         parameters.theta, parameters.theta_gain, parameters.gamma, parameters.kappa_s,

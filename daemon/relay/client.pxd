@@ -1,7 +1,10 @@
+cimport cython
+
 from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.exchange cimport Exchange
 from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.routed cimport Caller
+from pointsman.daemon.relay.routes cimport Route
 
 cdef object _JSON, _FORM, _INFO, _LOCAL, _STREAMED, _COMPLETE, _REFUSED
 cdef long long _DURATION, _G_REQUESTS
@@ -24,10 +27,13 @@ cdef class ClientConnection(Caller):
     cdef _resume_reading(self)
     cdef _refuse(self, error)
     cdef _advance(self)
+    @cython.locals(route=Route)
     cdef _serve(self, Inbound request)
-    cdef _route(self, Inbound request)
-    cdef _route_elsewhere(self, Inbound request)
-    cdef _pass_on(self, Inbound request, route)
-    cdef _exchange(self, Inbound request, route)
-    cdef _done(self, Inbound request, route, int status, bint keep_alive)
+    @cython.locals(route=Route)
+    cdef Route _route(self, Inbound request)
+    cdef Route _route_elsewhere(self, Inbound request)
+    cdef _pass_on(self, Inbound request, Route route)
+    @cython.locals(exchange=Exchange)
+    cdef _exchange(self, Inbound request, Route route)
+    cdef _done(self, Inbound request, Route route, int status, bint keep_alive)
     cdef _close(self, bint is_lingering)

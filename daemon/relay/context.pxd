@@ -1,7 +1,10 @@
 from pointsman.daemon.dispatch.resilience cimport SharedResilience
+from pointsman.daemon.dispatch.short_way cimport ShortWay
 from pointsman.daemon.relay.buffers cimport BodyBuffers
 from pointsman.daemon.relay.upstream cimport UpstreamPools
 from pointsman.daemon.relay.wheel cimport Wheel
+from pointsman.daemon.routing.table cimport RoutingTable
+from pointsman.daemon.shm.choosing cimport Chooser
 from pointsman.daemon.shm.native cimport Words, monotonic
 from pointsman.daemon.telemetry.access_log cimport LineWriter
 from pointsman.daemon.telemetry.series cimport Series
@@ -15,6 +18,8 @@ cdef class ShardContext:
     cdef public BodyBuffers buffers
     cdef public Series series
     cdef public Words words
+    cdef readonly ShortWay short_way
+    cdef readonly Chooser chooser
     cdef public SharedResilience resilience
     cdef public long long shard
     cdef public Wheel wheel
@@ -25,7 +30,8 @@ cdef class ShardContext:
     cdef public bint is_draining, is_retired
     cdef public double next_sample
     cdef readonly long long max_headers, max_header_bytes, max_payload_bytes
-    cdef object _tables, _table
+    cdef object _tables
+    cdef RoutingTable _table
     cdef LineWriter _log
     cdef long long _gauges, _generation, _requests
     cdef double _wall_offset
@@ -33,7 +39,7 @@ cdef class ShardContext:
     cdef bint _is_logging, _is_text
 
     cpdef double now(self) noexcept
-    cpdef table(self)
+    cpdef RoutingTable table(self)
     cpdef bint is_stopping(self) noexcept
     cpdef bint closes_connections(self) noexcept
     cpdef bint is_paused(self) noexcept

@@ -60,6 +60,7 @@ class ShardContext:
         self.loop = loop
         self.rng = Random()
         self.router = LiveRouter(state, shard, self.rng)
+        self.short_way, self.chooser = self.router.short_way, self.router.chooser
         self.resilience = SharedResilience(state, shard)
         self.admitting = Admitting(self, self.resilience)
         self.pausing = Pausing(self)

@@ -1,3 +1,5 @@
+cimport cython
+
 from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead, client_head, request_head
@@ -6,6 +8,9 @@ from pointsman.daemon.relay.routed cimport Caller, Routed
 from pointsman.daemon.relay.telling cimport output_tokens, own_headers, report
 from pointsman.daemon.relay.upstream cimport UpstreamConnection, UpstreamPool
 from pointsman.daemon.resilience.timeouts cimport Watch
+from pointsman.daemon.shm.choosing cimport Booked, Chooser
+from pointsman.daemon.dispatch.short_way cimport ShortWay
+from pointsman.daemon.routing.table cimport Plan, Pool
 
 cdef object _COMPLETE, _CLIENT_LEFT
 cdef long long _H_PAUSED_S, _H_RECORDING
@@ -20,22 +25,29 @@ cdef class Exchange(Routed):
     cdef object _metered, _permit, _told, _pause, _task
     cdef bint _has_free_permit, _is_probe, _is_pinged, _is_unchunked
 
-    cdef _pool(self)
-    cdef _plan(self, long long prompt_tokens)
-    cdef _watch(self, plan)
-    cdef _enter_and_pick(self, plan, long long prompt_tokens)
-    cdef bint _enter(self, plan, long long prompt_tokens) except -1
+    @cython.locals(plan=Plan)
+    cpdef start(self)
+    cdef Pool _pool(self)
+    cdef Plan _plan(self, long long prompt_tokens)
+    cdef _watch(self, Plan plan)
+    cdef _enter_and_pick(self, Plan plan, long long prompt_tokens)
+    cdef bint _enter(self, Plan plan, long long prompt_tokens) except -1
     cdef _pick(self, long long prompt_tokens=*)
-    cdef _choose(self, pool, long long prompt_tokens)
-    cdef bint _is_plain(self, pool, plan, double now) except -1
+    @cython.locals(booked=Booked)
+    cdef Booked _choose(self, Pool pool, long long prompt_tokens)
+    cpdef take(self, Booked booked, Booked decision, bint is_probe=*)
+    cdef bint _is_plain(self, Pool pool, Plan plan, double now) except -1
     cdef _tell_breaker(self, int verdict)
     cdef _unbook(self, double now, tokens, bint was_computed, int verdict=*)
     cdef long long _body_size(self) except -1
     cpdef _send(self)
+    cpdef send_now(self)
+    cpdef bytes request_head_for(self, UpstreamPool pool, long long body_size)
     cdef _send_on(self, UpstreamConnection connection)
     cdef Py_ssize_t _first_event(
         self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position
     ) except? -2
+    @cython.locals(plan=Plan, request=Inbound)
     cdef Py_ssize_t _open(
         self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position, bint has_failed=*
     ) except? -2

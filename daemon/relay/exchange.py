@@ -147,7 +147,7 @@ class Exchange(Routed):
         context = self.context
         try:
             self.pool = self._pool()
-            prompt_tokens = context.router.read_prompt(self.features)
+            prompt_tokens = context.short_way.read_prompt(self.features)
             plan = self._plan(prompt_tokens)
             if self.table.has_pairs:
                 self.pair, self.pool = pair_up(self, plan, self.pool)
@@ -156,7 +156,7 @@ class Exchange(Routed):
             limits = plan.key_limits if key is None or key.limits is None else key.limits
             if limits is not None:
                 self._take_for_key(limits, prompt_tokens)
-            if plan.limits.requests_per_second:
+            if plan.is_rate_limited:
                 self._take_request(plan)
         except RequestError as error:
             self.fail(error)
@@ -169,7 +169,7 @@ class Exchange(Routed):
     def _go_on(self) -> None:
         """What `start` does, after a pause."""
         if not self.is_ended and self.plan is not None:
-            self._enter_and_pick(self.plan, self.context.router.read_prompt(self.features))
+            self._enter_and_pick(self.plan, self.context.short_way.read_prompt(self.features))
 
     def _enter_and_pick(self, plan: Plan, prompt_tokens: int) -> None:
         try:
@@ -218,7 +218,7 @@ class Exchange(Routed):
             self._hold(self._again)
             return
         try:
-            self._pick(self.context.router.read_prompt(self.features))
+            self._pick(self.context.short_way.read_prompt(self.features))
         except RequestError as error:
             self.give_up(error)
             return
@@ -329,20 +329,18 @@ class Exchange(Routed):
         raise pool.nobody("their breakers wait for the results of probes")
 
     def _choose(self, pool: Pool, prompt_tokens: int) -> Booked:
-        router, plan, now = self.context.router, self.plan, self.context.now()
-        is_retry = self.attempts > 1
+        context, plan, now = self.context, self.plan, self.context.now()
         if plan is None:
-            booked = router.choose_any(pool)
+            booked = context.router.choose_any(pool)
         elif self._is_plain(pool, plan, now):
-            booked = router.choose_least_cost(
-                self.features, self._body_size(), pool, plan, prompt_tokens, now, is_retry=is_retry
-            )
+            size, is_retry = self._body_size(), self.attempts > 1
+            booked = context.short_way.choose(self.features, size, pool, plan, prompt_tokens, now, is_retry)
         else:
-            booked = router.choose(self.ask(plan, now), self.table, pool, plan, prompt_tokens, now)
+            booked = context.router.choose(self.ask(plan, now), self.table, pool, plan, prompt_tokens, now)
         self.take(booked, booked)
         return booked
 
-    def take(self, booked: Booked, decision: Booked, *, is_probe: bool = False) -> None:
+    def take(self, booked: Booked, decision: Booked, is_probe: bool = False) -> None:
         """`booked` is the worker whose answer is relayed; `decision`: whose pick is told of, for a pair prefill's."""
         if self.decision is None and self.plan is not None and self.context.words.get(_H_RECORDING):
             self.taken = self.context.recording.begin(self.context.router.chain, self.request.started)
@@ -384,7 +382,7 @@ class Exchange(Routed):
         told, self._told = self._told, None
         if told in (verdict, FAILED):
             verdict = NEUTRAL
-        if context.router.finish(booked, now, tokens, was_computed=was_computed, verdict=verdict) or self._is_probe:
+        if context.short_way.finish(booked, now, tokens, was_computed, verdict) or self._is_probe:
             self._is_probe = False
             context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], now)
 
@@ -624,7 +622,7 @@ class Exchange(Routed):
         if self._rest is not None:
             return self._open_rest(head, framing, data, position, has_failed=has_failed)
         request, plan = self.request, self.plan
-        if plan is not None and plan.stream_failure == "continue" and not has_failed:
+        if plan is not None and plan.continues_streams and not has_failed:
             self.transcript = self._begin_transcript(head)
         if self.transcript is None:
             self._forget_body()
@@ -729,7 +727,7 @@ class Exchange(Routed):
     def _first_byte(self, head: ResponseHead) -> None:
         now = self.first_byte_at = self.context.now()
         if head.is_event_stream and self.booked is not None:
-            self.context.router.first_token(self.booked, now)
+            self.context.chooser.first_token(self.booked, now)
         if self.pair is not None:
             self.pair.decode_began()
 
@@ -850,7 +848,7 @@ class Exchange(Routed):
         self._judge(head.status)
         self.watch.has_answer = True
         if self.booked is not None:
-            self.context.router.first_token(self.booked, self.context.now())
+            self.context.chooser.first_token(self.booked, self.context.now())
         if self.has_paused_upstream:
             upstream.transport.pause_reading()
         elif self.client.is_write_paused:

@@ -2,8 +2,11 @@ from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
 from pointsman.daemon.relay.inbound cimport Inbound
+from pointsman.daemon.relay.routes cimport Route
 from pointsman.daemon.relay.upstream cimport Receiver, UpstreamConnection
+from pointsman.daemon.relay.usage cimport Usage
 from pointsman.daemon.routing.body cimport Features
+from pointsman.daemon.routing.table cimport Plan, Pool, RoutingTable
 from pointsman.daemon.shm.choosing cimport Booked
 
 cdef class Caller:
@@ -29,10 +32,15 @@ cdef class Routed(Receiver):
     cdef public BodyFraming framing
     cdef public Features features
     cdef public Booked booked, decision
-    cdef public object route, table, plan, pool, worker, taken, usage, blame, transcript, pair
+    cdef public Route route
+    cdef public RoutingTable table
+    cdef public Plan plan
+    cdef public Pool pool
+    cdef public Usage usage
+    cdef public object worker, taken, blame, transcript, pair
     cdef public str asked_strategy
     cdef public int status, attempts, resends, continuations
     cdef public bint is_exhausted, is_keep_alive, is_ended
     cdef public double queued_s, connected_at, first_byte_at
 
-    cdef _begin(self, Caller client, Inbound request, route, Features features, table)
+    cdef _begin(self, Caller client, Inbound request, Route route, Features features, RoutingTable table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import orjson
@@ -24,16 +23,18 @@ class Kind(IntEnum):
     """answered by another process of ours: body and answer are streamed"""
 
 
-@dataclass(frozen=True, slots=True)
 class Route:
-    path: str
-    kind: Kind
-    methods: tuple[bytes, ...]
-    label: int
-    """index into telemetry.series.ROUTES"""
+    """`label`: index into telemetry.series.ROUTES. `path_json`: `path` as it stands in the access log, empty where the
+    requests' own paths differ. A C struct, immutable (routes.pxd)."""
 
-    path_json: bytes = b""
-    """`path` as it stands in the access log; empty where the requests' own paths differ"""
+    def __init__(
+        self, path: str, kind: Kind, methods: tuple[bytes, ...], label: int, *, is_own_path: bool = False
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.methods = methods
+        self.label = label
+        self.path_json = orjson.dumps(path) if is_own_path else b""
 
     @property
     def allowed(self) -> str:
@@ -55,14 +56,17 @@ def _label(name: str) -> int:
 
 
 def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
-    routes = [Route(path, Kind.JSON, _POST, _label(path)) for path in JSON_PATHS]
-    routes += [Route(path, Kind.FORM, _POST, _label(path)) for path in FORM_PATHS]
-    routes += [Route(path, Kind.INFO, _GET, _label("probe")) for path in INFO_PATHS]
-    routes += [Route(HEALTH_GENERATE, Kind.INFO, (b"GET",), _label("probe"))]
-    routes += [Route(path, Kind.LOCAL, _GET, _label("probe")) for path in LOCAL_PATHS if path != "/v1/models"]
-    routes += [Route(path, Kind.JSON, _POST, _label("extra")) for path in extra_paths]
-    routes += [Route("/v1/models", Kind.LOCAL, _GET, _label("models"))]
-    return {route.path.encode(): replace(route, path_json=orjson.dumps(route.path)) for route in routes}
+    found = [(path, Kind.JSON, _POST, path) for path in JSON_PATHS]
+    found += [(path, Kind.FORM, _POST, path) for path in FORM_PATHS]
+    found += [(path, Kind.INFO, _GET, "probe") for path in INFO_PATHS]
+    found += [(HEALTH_GENERATE, Kind.INFO, (b"GET",), "probe")]
+    found += [(path, Kind.LOCAL, _GET, "probe") for path in LOCAL_PATHS if path != "/v1/models"]
+    found += [(path, Kind.JSON, _POST, "extra") for path in extra_paths]
+    found += [("/v1/models", Kind.LOCAL, _GET, "models")]
+    return {
+        path.encode(): Route(path, kind, methods, _label(label), is_own_path=True)
+        for path, kind, methods, label in found
+    }
 
 
 ONE_MODEL = Route("/v1/models/ID", Kind.LOCAL, _GET, _label("models"))

@@ -167,7 +167,7 @@ def _note_decision(exchange: Routed, decision: Booked, status: int, now: float) 
     if decision.explanation is not None:  # before the decision: whoever finds that is to find this, too
         key = key_of_bytes(exchange.request.request_id)
         context.explanations.note(key, ended_us, orjson.dumps(_decision_json(exchange, decision)))
-    context.router.note(
+    context.chooser.note(
         decision,
         exchange.request.request_id,
         context.upstreams.of(decision.worker).key,

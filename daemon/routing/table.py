@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from fnmatch import translate
 from re import Pattern
 from re import compile as compile_pattern
@@ -31,35 +31,48 @@ from pointsman.daemon.routing.pairs import is_compatible
 from pointsman.daemon.routing.selection import Selection
 from pointsman.daemon.routing.strategies import PD, read_profile
 
+NO_PROFILE = ""
 AUTO = "auto"
 """`config-profile: auto`: the profile whose hints fit best."""
 
 
-@dataclass(frozen=True, slots=True)
 class Pool:
-    """The workers that may serve one model, in declaration order; the first four run in parallel."""
+    """The workers that may serve one model, in declaration order; the first four attributes run in parallel.
 
-    workers: tuple[WorkerSpec, ...]
-    slots: tuple[int, ...]
-    weights: tuple[float, ...]
-    positions: tuple[int, ...]
-    """among all workers of this role"""
-    model: str = ""
-    """"" = any"""
-    has_buckets: bool = False
-    """some take only prompts of certain lengths"""
-    role: str = "regular"
+    `positions`: among all workers of this role. `model`: "" = any. `has_buckets`: some take only prompts of certain
+    lengths. A C struct, immutable (table.pxd).
+    """
+
+    def __init__(
+        self,
+        workers: tuple[WorkerSpec, ...],
+        slots: tuple[int, ...],
+        weights: tuple[float, ...],
+        positions: tuple[int, ...],
+        model: str = "",
+        has_buckets: bool = False,
+        role: str = "regular",
+    ) -> None:
+        self.workers = workers
+        self.slots = slots
+        self.weights = weights
+        self.positions = positions
+        self.model = model
+        self.has_buckets = has_buckets
+        self.role = role
 
     def only(self, chosen: Sequence[int]) -> Pool:
         """Those at the positions `chosen` of this pool."""
         if len(chosen) == len(self.workers):
             return self
-        return replace(
-            self,
-            workers=tuple(self.workers[i] for i in chosen),
-            slots=tuple(self.slots[i] for i in chosen),
-            weights=tuple(self.weights[i] for i in chosen),
-            positions=tuple(self.positions[i] for i in chosen),
+        return Pool(
+            tuple([self.workers[i] for i in chosen]),
+            tuple([self.slots[i] for i in chosen]),
+            tuple([self.weights[i] for i in chosen]),
+            tuple([self.positions[i] for i in chosen]),
+            self.model,
+            self.has_buckets,
+            self.role,
         )
 
     def nobody(self, why: str = "") -> RequestError:
@@ -89,39 +102,75 @@ class PairPools:
     """regular workers that take what no pair can"""
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """How a request is routed: the profile's name as shown to the client, and its compiled policies."""
+    """How a request is routed: the profile's name as shown to the client, and its compiled policies.
+
+    A C struct, immutable (table.pxd).
+    """
 
     profile: str
     selection: Selection
-    prompt_tokens_min: int = 0
-    prompt_tokens_max: int = MAX_TOKENS
-    expected_cost: ExpectedCostParameters | None = None
+    prompt_tokens_min: int
+    prompt_tokens_max: int
+    expected_cost: ExpectedCostParameters | None
     """Of a plan that is nothing but this policy: the short way will do."""
-
-    retry: RetrySection = field(default_factory=RetrySection)
-    timeouts: TimeoutsSection = field(default_factory=TimeoutsSection)
-    limits: LimitsSection = field(default_factory=LimitsSection)
-    key_limits: LimitsSection | None = None
+    retry: RetrySection
+    timeouts: TimeoutsSection
+    limits: LimitsSection
+    key_limits: LimitsSection | None
     """`limits`, if they say something of single API keys"""
-    stream_failure: str = "error"
-    priority: int = PRIORITIES.index("default")
+    priority: int
     """class in which its requests wait for admission"""
-
-    pd: PdSection = field(default_factory=PdSection)
-    prefill: Plan | None = None
-    decode: Plan | None = None
+    pd: PdSection
+    prefill: Plan | None
+    decode: Plan | None
     """how each side of a pair is picked; of these two themselves None"""
-    is_pd: bool = False
+    is_pd: bool
     """pairs are asked for, though there may be regular workers"""
-
-    profile_line: bytes = b""
-    strategy_line: bytes = b""
+    is_rate_limited: bool
+    """the requests of the profile are counted"""
+    continues_streams: bool
+    profile_line: bytes
+    strategy_line: bytes
     """header lines that tell the client what its request was routed by; the first is empty without a profile"""
-    profile_json: bytes = b""
-    policy_text: bytes = b""
+    profile_json: bytes
+    policy_text: bytes
     """the policy's name as it stands in a JSON string"""
+
+    def __init__(
+        self,
+        profile: Profile,
+        selection: Selection,
+        expected_cost: ExpectedCostParameters | None,
+        sections: Sections,
+        *,
+        is_pd: bool = False,
+        prefill: Plan | None = None,
+        decode: Plan | None = None,
+    ) -> None:
+        limits = sections.limits
+        self.profile = profile.name
+        self.selection = selection
+        self.prompt_tokens_min = profile.prompt_tokens_min
+        self.prompt_tokens_max = profile.prompt_tokens_max
+        self.expected_cost = expected_cost
+        self.retry = sections.retry
+        self.timeouts = sections.timeouts
+        self.limits = limits
+        self.key_limits = limits if limits.key_requests_per_minute or limits.key_tokens_per_minute else None
+        self.priority = PRIORITIES.index(limits.priority)
+        self.pd = sections.pd
+        self.prefill = prefill
+        self.decode = decode
+        self.is_pd = is_pd
+        self.is_rate_limited = bool(limits.requests_per_second)
+        self.continues_streams = profile.stream_failure == "continue"
+        self.profile_line = b""
+        if profile.name != NO_PROFILE:
+            self.profile_line = _header_line("X-Pointsman-Profile", profile.name)
+        self.strategy_line = strategy_line(self.policy)
+        self.profile_json = orjson.dumps(profile.name)
+        self.policy_text = orjson.dumps(self.policy)[1:-1]
 
     @property
     def policy(self) -> str:
@@ -129,6 +178,16 @@ class Plan:
 
     def takes(self, prompt_tokens: int) -> bool:
         return self.prompt_tokens_min <= prompt_tokens <= self.prompt_tokens_max
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """What a profile says besides the routing, over the defaults."""
+
+    retry: RetrySection
+    timeouts: TimeoutsSection
+    limits: LimitsSection
+    pd: PdSection
 
 
 Header = Callable[[bytes], bytes | None]
@@ -179,11 +238,8 @@ def strategy_line(strategy: str) -> bytes:
     return _header_line("Routing-Strategy", strategy)
 
 
-NO_PROFILE = ""
-
-
 class RoutingTable:
-    """Raises RequestError 400 for a snapshot whose strategies do not exist."""
+    """Raises RequestError 400 for a snapshot whose strategies do not exist. A C struct (table.pxd)."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -317,31 +373,20 @@ class RoutingTable:
         has_own = not is_pd and profile.strategy and "prefill_policy" not in profile.pd
         prefill = (selection, cost) if is_pd or has_own else self._selection(profile, pd.prefill_policy, is_of_leg=True)
         decode, _ = self._selection(profile, pd.decode_policy, is_of_leg=True)
-        shown = PD if is_pd else selection.strategy
-        limits = msgspec.convert(profile.limits, LimitsSection)
-        plan = Plan(
-            profile.name,
-            selection,
-            profile.prompt_tokens_min,
-            profile.prompt_tokens_max,
-            cost,
+        sections = Sections(
             msgspec.convert(snapshot.default_retry | profile.retry, RetrySection),
             msgspec.convert(snapshot.default_timeouts | profile.timeouts, TimeoutsSection),
-            limits,
-            limits if limits.key_requests_per_minute or limits.key_tokens_per_minute else None,
-            profile.stream_failure,
-            PRIORITIES.index(limits.priority),
-            pd=pd,
-            is_pd=is_pd,
-            profile_line=b"" if profile.name == NO_PROFILE else _header_line("X-Pointsman-Profile", profile.name),
-            strategy_line=strategy_line(shown),
-            profile_json=orjson.dumps(profile.name),
-            policy_text=orjson.dumps(shown)[1:-1],
+            msgspec.convert(profile.limits, LimitsSection),
+            pd,
         )
-        return replace(
-            plan,
-            prefill=replace(plan, selection=prefill[0], expected_cost=prefill[1]),
-            decode=replace(plan, selection=decode, expected_cost=None),
+        return Plan(
+            profile,
+            selection,
+            cost,
+            sections,
+            is_pd=is_pd,
+            prefill=Plan(profile, *prefill, sections, is_pd=is_pd),
+            decode=Plan(profile, decode, None, sections, is_pd=is_pd),
         )
 
     def _selection(

@@ -35,6 +35,11 @@ cdef class Chooser:
     cdef uint64_t group_chars
     cdef readonly list late
 
+    cpdef first_token(self, Booked booked, double now)
+    cpdef int64_t note(
+        self, Booked booked, bytes request_id, int64_t worker_key, int64_t ended_us, int64_t first_byte_us,
+        int64_t total_us, int64_t output_tokens, int64_t prompt_tokens, int64_t cached_tokens, int64_t status,
+    ) except? -1
     cdef object _choose(
         self, Candidates candidates, Terms terms, int64_t prompt_bytes, int64_t prompt_tokens, bint is_blind, double now,
         double draw, bint is_retry,

@@ -258,7 +258,7 @@ cdef class Chooser:
 
     # --- what became of it
 
-    def first_token(self, Booked booked not None, double now):
+    cpdef first_token(self, Booked booked, double now):
         """The first data of a streamed answer came. Without the mutex the booking waits in line for its end."""
         if booked.number < 0 or booked.is_blind or not self._lock(now):
             return
@@ -351,11 +351,10 @@ cdef class Chooser:
             self.words._unlock()
         self.index.settle()
 
-    def note(
-        self, Booked booked not None, bytes request_id not None, int64_t worker_key, int64_t ended_us,
-        int64_t first_byte_us, int64_t total_us, int64_t output_tokens, int64_t prompt_tokens, int64_t cached_tokens,
-        int64_t status,
-    ):
+    cpdef int64_t note(
+        self, Booked booked, bytes request_id, int64_t worker_key, int64_t ended_us, int64_t first_byte_us,
+        int64_t total_us, int64_t output_tokens, int64_t prompt_tokens, int64_t cached_tokens, int64_t status,
+    ) except? -1:
         """How it came true, for the counters and the ring (shm.decisions has the record): -1 where nobody knows.
 
         `worker_key`: of the worker's id; times in microseconds, `ended_us` since 1970; the tokens are the engine's.
