@@ -34,4 +34,4 @@ def make_pair_probe(request: Inbound, table: RoutingTable) -> Features:
 def as_probed(pairs: PairPools, plan: Plan) -> tuple[PairPools, Plan]:
     """Such that both workers of a pair take part."""
     pd = replace_member(plan.pd, min_uncached_tokens=0, decode_without_prefill=False)
-    return replace(pairs, combined=pairs.combined.only(())), replace(plan, pd=pd)
+    return replace(pairs, combined=pairs.combined.only(())), plan.with_pd(pd)

@@ -27,14 +27,12 @@ class Route:
     """`label`: index into telemetry.series.ROUTES. `path_json`: `path` as it stands in the access log, empty where the
     requests' own paths differ. A C struct, immutable (routes.pxd)."""
 
-    def __init__(
-        self, path: str, kind: Kind, methods: tuple[bytes, ...], label: int, *, is_own_path: bool = False
-    ) -> None:
+    def __init__(self, path: str, kind: Kind, methods: tuple[bytes, ...], label: int, path_json: bytes = b"") -> None:
         self.path = path
         self.kind = kind
         self.methods = methods
         self.label = label
-        self.path_json = orjson.dumps(path) if is_own_path else b""
+        self.path_json = path_json
 
     @property
     def allowed(self) -> str:
@@ -56,6 +54,7 @@ def _label(name: str) -> int:
 
 
 def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
+    found: list[tuple[str, Kind, tuple[bytes, ...], str]]
     found = [(path, Kind.JSON, _POST, path) for path in JSON_PATHS]
     found += [(path, Kind.FORM, _POST, path) for path in FORM_PATHS]
     found += [(path, Kind.INFO, _GET, "probe") for path in INFO_PATHS]
@@ -64,7 +63,7 @@ def build_routes(extra_paths: tuple[str, ...]) -> dict[bytes, Route]:
     found += [(path, Kind.JSON, _POST, "extra") for path in extra_paths]
     found += [("/v1/models", Kind.LOCAL, _GET, "models")]
     return {
-        path.encode(): Route(path, kind, methods, _label(label), is_own_path=True)
+        path.encode(): Route(path, kind, methods, _label(label), orjson.dumps(path))
         for path, kind, methods, label in found
     }
 

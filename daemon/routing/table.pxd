@@ -11,6 +11,7 @@ cdef class Plan:
     cdef readonly Plan prefill, decode
     cdef readonly bint is_pd, is_rate_limited, continues_streams
     cdef readonly bytes profile_line, strategy_line, profile_json, policy_text
+    cdef object _profile, _sections
 
 cdef class RoutingTable:
     cdef readonly object snapshot, breaker, admission, keys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from re import Pattern
 from re import compile as compile_pattern
@@ -149,6 +149,7 @@ class Plan:
         decode: Plan | None = None,
     ) -> None:
         limits = sections.limits
+        self._profile, self._sections = profile, sections
         self.profile = profile.name
         self.selection = selection
         self.prompt_tokens_min = profile.prompt_tokens_min
@@ -175,6 +176,12 @@ class Plan:
     @property
     def policy(self) -> str:
         return PD if self.is_pd else self.selection.strategy
+
+    def with_pd(self, pd: PdSection) -> Plan:
+        """The same but for what it says of pairs."""
+        sections = replace(self._sections, pd=pd)
+        own = self.selection, self.expected_cost
+        return Plan(self._profile, *own, sections, is_pd=self.is_pd, prefill=self.prefill, decode=self.decode)
 
     def takes(self, prompt_tokens: int) -> bool:
         return self.prompt_tokens_min <= prompt_tokens <= self.prompt_tokens_max

@@ -6,8 +6,6 @@ import json
 import threading
 from collections.abc import Callable
 
-import pytest
-
 from pointsman.daemon.telemetry import pair_counts
 from tests.fakes.pair_rig import (
     DECODE,

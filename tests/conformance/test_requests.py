@@ -23,8 +23,8 @@ def worker() -> Iterator[ScriptedWorker]:
 
 @pytest.fixture(scope="module")
 def plane(worker: ScriptedWorker) -> Iterator[DataPlane]:
-    limits = {"max_payload_size": 100_000, "max_header_bytes": 16_384}
-    with data_plane(shards=2, workers=[worker.url], **limits) as running:
+    urls = [worker.url]
+    with data_plane(shards=2, workers=urls, max_payload_size=100_000, max_header_bytes=16_384) as running:
         yield running
 
 

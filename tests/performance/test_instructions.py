@@ -18,7 +18,10 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -57,19 +60,27 @@ class Turns:
 
     def __init__(self) -> None:
         self.has_come = threading.Semaphore(0)
+        self.is_last = False
 
     def script(self, session: Session) -> None:
         while session.read() is not None:
             session.write(HEAD % (b"text/event-stream", b"Transfer-Encoding: chunked"))
-            for _ in range(EVENTS):
+            while True:
                 assert self.has_come.acquire(timeout=60)
+                if self.is_last:
+                    break
                 session.write(EVENT)
-            assert self.has_come.acquire(timeout=60)
             session.write(END)
 
 
 class Client:
     """One connection; what it asks repeats in every run."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
 
     def __init__(self, plane: DataPlane, body_bytes: int) -> None:
         self._sock = plane.connect()
@@ -101,19 +112,22 @@ class Client:
             answer += data
         return answer
 
-    def ask(self) -> None:
-        self._send()
-        answer = self._read(lambda answer: answer.endswith(WHOLE))
-        assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
+    def ask(self, times: int) -> None:
+        for _ in range(times):
+            self._send()
+            answer = self._read(lambda answer: answer.endswith(WHOLE))
+            assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
 
-    def stream(self, turns: Turns) -> None:
-        self._send(b'"stream": true, ')
-        self._read(lambda answer: b"\r\n\r\n" in answer)
-        for _ in range(EVENTS):
+    def stream(self, turns: Turns, times: int, events: int = EVENTS) -> None:
+        for _ in range(times):
+            turns.is_last = False
+            self._send(b'"stream": true, ')
+            for _ in range(events):
+                turns.has_come.release()
+                self._read(lambda answer: answer.endswith(EVENT))
+            turns.is_last = True
             turns.has_come.release()
-            self._read(lambda answer: answer.endswith(EVENT))
-        turns.has_come.release()
-        self._read(lambda answer: answer.endswith(END))
+            self._read(lambda answer: answer.endswith(END))
 
 
 def counted(plane: DataPlane, folder: Path, name: str, work: Callable[[], object]) -> int:
@@ -138,21 +152,29 @@ def counted(plane: DataPlane, folder: Path, name: str, work: Callable[[], object
 @pytest.mark.timeout(600)
 def test_instructions_of_a_request_and_of_an_event(tmp_path: Path) -> None:
     turns, figures = Turns(), dict[str, float]()
-    workers = [ScriptedWorker() for _ in range(WORKERS)]
     launcher = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={tmp_path}/%p"]
-    urls = [worker.url for worker in workers]
     # the sampled explanations are a few a second, but time is slow here
-    settings = {"disable_retries": False, "disable_circuit_breaker": False, "decision_sample_interval_s": 0.0}
-    with data_plane(1, urls, launcher=launcher, **settings) as plane:
+    settings: dict[str, Any] = {
+        "disable_retries": False,
+        "disable_circuit_breaker": False,
+        "decision_sample_interval_s": 0.0,
+    }
+    with ExitStack() as stack:
+        workers = [stack.enter_context(ScriptedWorker(answers)) for _ in range(WORKERS)]
+        urls = [worker.url for worker in workers]
+        plane = stack.enter_context(data_plane(1, urls, launcher=launcher, **settings))
         for name, body_bytes in (("short", 1024), ("long", 32 * 1024)):
-            for worker in workers:
-                worker.script = answers
-            client = Client(plane, body_bytes)
-            for _ in range(WARM_UP):
-                client.ask()
-            total = counted(plane, tmp_path, name, lambda: [client.ask() for _ in range(REQUESTS)])  # noqa: B023
+            client = stack.enter_context(Client(plane, body_bytes))
+            client.ask(WARM_UP)
+            total = counted(plane, tmp_path, name, partial(client.ask, REQUESTS))
             figures[name] = total / REQUESTS / 1000
-    for worker in workers:
-        worker.stop()
-    print("\n" + ", ".join(f"{name} {figure:.1f} thousand (bound {BOUNDS[name]})" for name, figure in figures.items()))
-    assert not {name: figure for name, figure in figures.items() if figure > BOUNDS[name]}
+        for worker in workers:
+            worker.script = turns.script
+        client = stack.enter_context(Client(plane, 1024))
+        client.stream(turns, 2)
+        few = counted(plane, tmp_path, "few_events", partial(client.stream, turns, STREAMS, EVENTS // 10))
+        many = counted(plane, tmp_path, "many_events", partial(client.stream, turns, STREAMS, EVENTS))
+        figures["event"] = (many - few) / STREAMS / (EVENTS - EVENTS // 10) / 1000
+    told = ", ".join(f"{name} {figure:.1f} thousand (at most {BOUNDS[name]})" for name, figure in figures.items())
+    print(f"\ninstructions of user space: {told}")
+    assert all(figure <= BOUNDS[name] for name, figure in figures.items()), told
