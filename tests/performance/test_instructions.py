@@ -50,11 +50,6 @@ END = chunk(b"data: [DONE]\n\n") + chunk(b"")
 WHOLE = json.dumps({"id": "x", "choices": [{"index": 0, "message": {"content": "word " * 60}}]}).encode()
 
 
-def answers(session: Session) -> None:
-    while session.read() is not None:
-        session.write(HEAD % (b"application/json", b"Content-Length: %d" % len(WHOLE)) + WHOLE)
-
-
 class Turns:
     """A stream whose next event comes when the client has the one before."""
 
@@ -63,12 +58,13 @@ class Turns:
         self.is_last = False
 
     def script(self, session: Session) -> None:
-        while session.read() is not None:
+        """A stream to whom asks for one, else a whole answer."""
+        while (asked := session.read()) is not None:
+            if b'"stream": true' not in asked.body:
+                session.write(HEAD % (b"application/json", b"Content-Length: %d" % len(WHOLE)) + WHOLE)
+                continue
             session.write(HEAD % (b"text/event-stream", b"Transfer-Encoding: chunked"))
-            while True:
-                assert self.has_come.acquire(timeout=60)
-                if self.is_last:
-                    break
+            while self.has_come.acquire(timeout=60) and not self.is_last:
                 session.write(EVENT)
             session.write(END)
 
@@ -160,7 +156,7 @@ def test_instructions_of_a_request_and_of_an_event(tmp_path: Path) -> None:
         "decision_sample_interval_s": 0.0,
     }
     with ExitStack() as stack:
-        workers = [stack.enter_context(ScriptedWorker(answers)) for _ in range(WORKERS)]
+        workers = [stack.enter_context(ScriptedWorker(turns.script)) for _ in range(WORKERS)]
         urls = [worker.url for worker in workers]
         plane = stack.enter_context(data_plane(1, urls, launcher=launcher, **settings))
         for name, body_bytes in (("short", 1024), ("long", 32 * 1024)):
@@ -168,8 +164,6 @@ def test_instructions_of_a_request_and_of_an_event(tmp_path: Path) -> None:
             client.ask(WARM_UP)
             total = counted(plane, tmp_path, name, partial(client.ask, REQUESTS))
             figures[name] = total / REQUESTS / 1000
-        for worker in workers:
-            worker.script = turns.script
         client = stack.enter_context(Client(plane, 1024))
         client.stream(turns, 2)
         few = counted(plane, tmp_path, "few_events", partial(client.stream, turns, STREAMS, EVENTS // 10))
