@@ -3,6 +3,7 @@ cimport cython
 from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.exchange cimport Exchange
 from pointsman.daemon.relay.inbound cimport Inbound
+from pointsman.daemon.relay.request_lines cimport is_http_1_1
 from pointsman.daemon.relay.routed cimport Caller
 from pointsman.daemon.relay.routes cimport Route
 

@@ -40,6 +40,7 @@ from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.pair_probe import METHOD as PROBE_METHOD
 from pointsman.daemon.relay.pair_probe import make_pair_probe
 from pointsman.daemon.relay.passage import Passage
+from pointsman.daemon.relay.request_lines import is_http_1_1
 from pointsman.daemon.relay.routed import Caller
 from pointsman.daemon.relay.routes import (
     HEALTH_GENERATE,
@@ -120,8 +121,7 @@ class ClientConnection(Caller):
         """llhttp stops after a message that asks for an upgrade; we never upgrade, so the rest is the next request."""
         if self._request is None:
             # Asking the parser for the version of every request costs more than to see it at the end of the first line
-            end = data.find(b"\n")
-            self._is_1_1 = data[max(end - 10, 0) : end] == b" HTTP/1.1\r"
+            self._is_1_1 = is_http_1_1(data)
         while data:
             try:
                 self._parser.feed_data(data)

@@ -185,7 +185,9 @@ class ShardContext:
 
     def log_line(self, line: bytes) -> None:
         """The access line of a request: a complete line of JSON, with its newline."""
-        self._log.line(self._line_start + (text_line(line) if self._is_text else line))
+        if self._is_text:
+            line = text_line(line)
+        self._log.line(self._line_start + line if self._line_start else line)
 
     def flush_log(self) -> None:
         self._log.flush()

@@ -2,7 +2,8 @@ cimport cython
 
 from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.framing cimport BodyFraming
-from pointsman.daemon.relay.heads cimport ResponseHead, client_head, request_head
+from pointsman.daemon.relay.heads cimport ResponseHead, client_head, joined, request_head
+from pointsman.daemon.relay.usage cimport holds_counts
 from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.routed cimport Caller, Routed
 from pointsman.daemon.relay.telling cimport output_tokens, own_headers, report

@@ -51,14 +51,14 @@ from pointsman.daemon.relay.continuation import Resumable, Transcript
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
-from pointsman.daemon.relay.heads import ResponseHead, client_head, request_head
+from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.pair import pair_up
 from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import PAIR_PROBE, Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection, UpstreamPool
-from pointsman.daemon.relay.usage import CARRY_BYTES, TOKENS
+from pointsman.daemon.relay.usage import CARRY_BYTES, holds_counts
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
 from pointsman.daemon.resilience.retry import (
     Attempt,
@@ -646,7 +646,7 @@ class Exchange(Routed):
             self._head_written(head, out)
             return position if has_nothing else self.body_received(framing, data, position)
         end = framing.feed(data, position)  # before anything is written: nonsense can still become a 502
-        self._head_written(head, out + data[position:end], framing.is_done and self.is_keep_alive)
+        self._head_written(head, joined(out, data, position, end), framing.is_done and self.is_keep_alive)
         self._first_byte(head)
         if framing.is_done:
             self.events, self.usage_data = 1, data  # all of it is here to be read, whether it holds counts or not
@@ -735,7 +735,7 @@ class Exchange(Routed):
         """`data` may begin before the body and end behind it; what is looked for is in neither."""
         self.events += 1
         carry = self.usage_data
-        if TOKENS in data:
+        if holds_counts(data):
             # a usage object may have begun in the piece before, and what comes may not have it at all
             self.usage_data = carry[-CARRY_BYTES:] + data
         elif carry and self.head is not None and not self.head.is_event_stream:

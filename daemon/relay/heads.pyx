@@ -170,7 +170,7 @@ cpdef ResponseHead parse_response_head(bytes raw, Py_ssize_t start=0, Py_ssize_t
     if head.is_chunked and head.length != NO_LENGTH:
         # RFC 9112, 6.3: chunked wins, and the connection is not to be trusted
         head.length, head.keeps_alive = NO_LENGTH, False
-    head.lines = passing[: to - PyBytes_AS_STRING(passing)]
+    head.lines = PyBytes_FromStringAndSize(PyBytes_AS_STRING(passing), to - PyBytes_AS_STRING(passing))
     if named:
         kept = [line for line in head.lines.split(b"\r\n")[1:] if line.partition(b":")[0].lower() not in named]
         head.lines = b"".join([b"\r\n" + line for line in kept])
@@ -197,7 +197,7 @@ cdef int _read_status(ResponseHead head, bytes raw, Py_ssize_t start, Py_ssize_t
         raise HeadError("the worker's status line is malformed")
     head.status = 100 * (p[9] - c'0') + 10 * (p[10] - c'0') + p[11] - c'0'
     head.keeps_alive = p[7] == c'1'
-    head.status_line = raw[start:end]
+    head.status_line = PyBytes_FromStringAndSize(p, size)
     return 0
 
 
@@ -279,7 +279,24 @@ cpdef bytes client_head(ResponseHead head, bint is_http_1_0, bint keep_alive, by
     elif is_http_1_0:
         to = _put_text(to, b"\r\nConnection: keep-alive", 24)
     to = _put_text(_put(_put_text(to, b"\r\n", 2), own_headers), b"\r\n", 2)
-    return out[: to - start]
+    return PyBytes_FromStringAndSize(start, to - start)
+
+
+cpdef bytes own_lines(bytes request_id, bytes identity, bytes profile_line, bytes strategy_line):
+    """The lines that every answer of a routed request gets; all but the id are complete lines."""
+    cdef Py_ssize_t size = 16 + len(request_id) + len(identity) + len(profile_line) + len(strategy_line)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *to = _put_text(PyBytes_AS_STRING(out), b"X-Request-Id: ", 14)
+    to = _put_text(_put(to, request_id), b"\r\n", 2)
+    _put(_put(_put(to, identity), profile_line), strategy_line)
+    return out
+
+
+cpdef bytes joined(bytes head, bytes data, Py_ssize_t start, Py_ssize_t end):
+    """`head + data[start:end]`, copied once."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, len(head) + end - start)
+    memcpy(_put(PyBytes_AS_STRING(out), head), PyBytes_AS_STRING(data) + start, end - start)
+    return out
 
 
 cpdef bytes request_head(
@@ -302,4 +319,4 @@ cpdef bytes request_head(
     if body_size is not None:
         to = _put_text(_put_number(_put_text(to, b"Content-Length: ", 16), body_size), b"\r\n", 2)
     to = _put_text(_put(_put_text(to, b"X-Request-Id: ", 14), request_id), b"\r\n\r\n", 4)
-    return out[: to - start]
+    return PyBytes_FromStringAndSize(start, to - start)

@@ -1,4 +1,4 @@
-from pointsman.daemon.relay.request_lines cimport header_lines, holds_control, is_bad_target, kind_of
+from pointsman.daemon.relay.request_lines cimport header_lines, holds_control, is_bad_target, kind_of, path_of
 
 cdef int _ORDINARY, _HOST, _ROUTING, _CONTENT_LENGTH, _CONTENT_TYPE, _AUTHORIZATION, _TRANSFER_ENCODING
 

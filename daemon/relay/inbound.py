@@ -21,6 +21,7 @@ from pointsman.daemon.relay.request_lines import (
     holds_control,
     is_bad_target,
     kind_of,
+    path_of,
 )
 from pointsman.daemon.routing.keys import Key
 
@@ -182,11 +183,11 @@ class Inbound:
 
     def _read_target(self) -> None:
         target = self.target
-        if target[:1] != b"/":
+        if not target.startswith(b"/"):
             target = self.target = self._origin_form(target)
         if is_bad_target(target):
             raise malformed_http("bad request target")
-        self.path = target.partition(b"?")[0] if b"?" in target else target
+        self.path = path_of(target)
 
     def _origin_form(self, target: bytes) -> bytes:
         """`http://host/path` must be accepted of a server (RFC 9112, 3.2.2); the authority was checked as Host."""

@@ -3,6 +3,7 @@
 Built with bytes formatting it cost a tenth of all that a short request costs. Text comes as it is to stand in the JSON:
 with its quotes where they are part of it, escaped by whoever knows that it may need it.
 """
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.math cimport isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
@@ -78,8 +79,8 @@ cpdef bytes request_line(
     cdef bytes out
     cdef char *start
     cdef char *to
-    out = bytes(
-        FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
+    out = PyBytes_FromStringAndSize(
+        NULL, FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
         + len(policy) + len(worker) + len(prefill) + len(reason) + len(end)
         + len(termination)
     )
@@ -157,4 +158,4 @@ cpdef bytes request_line(
     to = _put(to, b'","term":"', 10)
     to = _bytes(to, termination)
     to = _put(to, b'"}\n', 3)
-    return out[: to - start]
+    return PyBytes_FromStringAndSize(start, to - start)

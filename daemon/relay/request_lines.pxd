@@ -13,3 +13,5 @@ cpdef HeaderKind kind_of(bytes name)
 cpdef bytes header_lines(list passing)
 cpdef bint holds_control(bytes text) except -1
 cpdef bint is_bad_target(bytes target) except -1
+cpdef bytes path_of(bytes target)
+cpdef bint is_http_1_1(bytes data) noexcept

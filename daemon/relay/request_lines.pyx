@@ -1,6 +1,6 @@
 """What is looked at in every header line of every request, and what is written of them to workers."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 cdef extern from "<strings.h>" nogil:
     int strncasecmp(const char *a, const char *b, size_t n)
@@ -129,3 +129,17 @@ cpdef bint holds_control(bytes text) except -1:
 cpdef bint is_bad_target(bytes target) except -1:
     """Whether a space, a control character or a `#` is in it."""
     return _holds(target, bad_in_target)
+
+
+cpdef bytes path_of(bytes target):
+    """What stands before the query."""
+    cdef const char *start = PyBytes_AS_STRING(target)
+    cdef const char *mark = <const char *> memchr(start, c'?', len(target))
+    return target if mark == NULL else PyBytes_FromStringAndSize(start, mark - start)
+
+
+cpdef bint is_http_1_1(bytes data) noexcept:
+    """Whether the first line ends with that version."""
+    cdef const char *start = PyBytes_AS_STRING(data)
+    cdef const char *end = <const char *> memchr(start, c'\n', len(data))
+    return end != NULL and end - start >= 10 and memcmp(end - 10, b" HTTP/1.1\r", 10) == 0

@@ -1,5 +1,5 @@
 from pointsman.daemon.relay.context cimport ShardContext
-from pointsman.daemon.relay.heads cimport ResponseHead
+from pointsman.daemon.relay.heads cimport ResponseHead, own_lines
 from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.lines cimport request_line
 from pointsman.daemon.relay.routed cimport Routed

@@ -8,6 +8,7 @@ import orjson
 
 from pointsman.daemon.relay.access import path_json
 from pointsman.daemon.relay.ending import Ending, termination
+from pointsman.daemon.relay.heads import own_lines
 from pointsman.daemon.relay.lines import request_line
 from pointsman.daemon.relay.routed import Routed
 from pointsman.daemon.relay.usage import read_usage
@@ -37,18 +38,18 @@ def own_headers(exchange: Routed) -> bytes:
     """The header lines that we add to a worker's answer."""
     upstream, plan = exchange.upstream, exchange.plan
     assert upstream is not None
-    generation = exchange.table.generation
-    head = b"X-Request-Id: " + exchange.request.request_id + b"\r\n" + upstream.pool.identity(generation)
+    identity = upstream.pool.identity(exchange.table.generation)
     if exchange.pair is not None:
-        head += exchange.pair.header_line
+        identity += exchange.pair.header_line
     if exchange.attempts > 1 or exchange.is_exhausted:
-        head += _lines(attempt_headers(exchange))
+        identity += _lines(attempt_headers(exchange))
     if plan is None:
-        return head
+        return own_lines(exchange.request.request_id, identity, b"", b"")
     asked = exchange.asked_strategy
-    head += plan.profile_line + (strategy_line(asked) if asked else plan.strategy_line)
-    explanation = _explanation(exchange) if exchange.request.wants_explanation else None
-    return head if explanation is None else b"%bX-Pointsman-Decision: %b\r\n" % (head, explanation)
+    strategy = strategy_line(asked) if asked else plan.strategy_line
+    if exchange.request.wants_explanation and (explanation := _explanation(exchange)) is not None:
+        strategy += b"X-Pointsman-Decision: %b\r\n" % explanation
+    return own_lines(exchange.request.request_id, identity, plan.profile_line, strategy)
 
 
 def _lines(headers: tuple[tuple[str, str], ...]) -> bytes:

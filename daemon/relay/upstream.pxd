@@ -2,6 +2,7 @@ cimport cython
 
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
+from pointsman.daemon.relay.usage cimport holds_counts
 
 cdef class Receiver:
     cdef public bytes method, usage_data

@@ -18,7 +18,7 @@ from pointsman.config.snapshot import WorkerSpec
 from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
-from pointsman.daemon.relay.usage import TOKENS
+from pointsman.daemon.relay.usage import holds_counts
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.decisions import key_of
 from pointsman.daemon.shm.native import monotonic
@@ -132,7 +132,7 @@ class UpstreamConnection:
         if framing is not None and exchange.write_raw is not None and framing.take_one_chunk(data):
             exchange.bytes_out += len(data)
             exchange.events += 1
-            if TOKENS in data:
+            if holds_counts(data):
                 exchange.usage_data = data
             exchange.write_raw(data)
             return

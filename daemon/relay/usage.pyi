@@ -1,4 +1,3 @@
-TOKENS: bytes
 CARRY_BYTES: int
 
 class Usage:
@@ -8,4 +7,5 @@ class Usage:
 
 NO_USAGE: Usage
 
+def holds_counts(data: bytes) -> bool: ...
 def read_usage(data: bytes) -> Usage: ...

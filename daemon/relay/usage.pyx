@@ -14,8 +14,6 @@ cdef extern from *:
     """
     void *memmem(const void *haystack, size_t n, const void *needle, size_t m) nogil
 
-TOKENS = b'_tokens"'
-"""In every piece of an answer that holds a count."""
 CARRY_BYTES = 1024
 """Of a piece that was read before: a usage object that was cut in two is in this much and the next piece."""
 
@@ -32,6 +30,11 @@ cdef class Usage:
 
 
 NO_USAGE = Usage()
+
+
+cpdef bint holds_counts(bytes data) noexcept:
+    """Whether this piece of an answer may hold a count. (`in` of two bytes objects first raises and drops an error.)"""
+    return memmem(<const char *> data, len(data), b'_tokens"', NEEDLE) != NULL
 
 
 cdef inline bint _is(const char *end, size_t room, const char *name, size_t size) noexcept:
