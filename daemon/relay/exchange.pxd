@@ -18,7 +18,6 @@ cdef long long _H_PAUSED_S, _H_RECORDING
 
 cdef class Exchange(Routed):
     cdef public Watch watch
-    cdef public long long tick
     cdef public bint is_held
     cdef tuple _failed
     cdef ResponseHead _held

@@ -113,8 +113,6 @@ class Exchange(Routed):
     """What is not set in `__init__` begins as None, 0 or False: it is a C struct (exchange.pxd)."""
 
     watch: Watch
-    tick: int
-    """the wheel's"""
     is_held: bool
     """by a pause"""
     _failed: tuple[int, ...]

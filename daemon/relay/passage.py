@@ -27,6 +27,7 @@ from pointsman.daemon.relay.heads import (
 )
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.routes import Route
+from pointsman.daemon.relay.wheel import Armed
 from pointsman.daemon.shm import layout as at
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ MAX_HEAD_BYTES = 65536
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
-class Passage:
-    tick = 0
-    """the wheel's"""
-
+class Passage(Armed):
     def __init__(self, client: ClientConnection, request: Inbound, route: Route, destination: Destination) -> None:
         self.client = client
         self.context = client.context

@@ -17,3 +17,5 @@ cdef long long _counted_tokens(Routed exchange) except? -1
 cpdef report(Routed exchange, int status, ending, double now)
 cdef _note_decision(Routed exchange, Booked decision, int status, double now)
 cdef bytes _log_line(Routed exchange, int status, ending, double now)
+cdef bytes _json_of(str model)
+cdef bytes _reason_text(long long reason)

@@ -2,9 +2,10 @@ cimport cython
 
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
+from pointsman.daemon.relay.wheel cimport Armed
 from pointsman.daemon.relay.usage cimport holds_counts
 
-cdef class Receiver:
+cdef class Receiver(Armed):
     cdef public bytes method, usage_data
     cdef public object write_raw
     cdef public long long bytes_out, events

@@ -19,6 +19,7 @@ from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
 from pointsman.daemon.relay.usage import holds_counts
+from pointsman.daemon.relay.wheel import Armed
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.decisions import key_of
 from pointsman.daemon.shm.native import monotonic
@@ -30,7 +31,7 @@ MAX_HEAD_BYTES = 65536
 REFUSED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
 
-class Receiver:
+class Receiver(Armed):
     """Who asked a worker: what its answer is told to, in this order: `head_received` once, `body_received` and
     `write_raw` as often as it takes, and one of the other three at the end.
     """

@@ -7,20 +7,22 @@ loop's one timer turns while something is armed. Deadlines are late by at most R
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Protocol
+from math import inf
 
 RESOLUTION_S = 0.025
+_TICKS_PER_S, _NEVER = 1 / RESOLUTION_S, inf
 
 
-class Armed(Protocol):
+class Armed:
+    """What has a deadline; a C struct (wheel.pxd)."""
+
     tick: int
     """The wheel's; 0 = not armed"""
 
     def look(self, now: float) -> float:
         """Its time has come. Returns when to ask again, infinity = never."""
-        ...
+        raise NotImplementedError
 
 
 CallLater = Callable[[float, Callable[[], None]], object]
@@ -41,12 +43,12 @@ class Wheel:
         """In the place of what was armed before for the same item."""
         if item.tick:
             self.disarm(item)
-        if at == math.inf:
+        if at == _NEVER:
             return
-        tick = int(at / RESOLUTION_S) + 1
+        tick = int(at * _TICKS_PER_S) + 1
         if not self._is_turning:
             self._is_turning = True
-            self._turned = int(self._now() / RESOLUTION_S)
+            self._turned = int(self._now() * _TICKS_PER_S)
             self._call_later(RESOLUTION_S, self._turn)
         if tick <= self._turned:
             tick = self._turned + 1
@@ -66,7 +68,7 @@ class Wheel:
 
     def _turn(self) -> None:
         now = self._now()
-        last = int(now / RESOLUTION_S)
+        last = int(now * _TICKS_PER_S)
         due: list[Armed] = []
         for tick in range(self._turned + 1, last + 1):
             due += self._ticks.pop(tick, ())

@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import stat
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -45,7 +44,7 @@ class LineWriter:
         self._write, self._batch_bytes = _open_writer(fd)
         self._call_later = call_later
         self._count_dropped = count_dropped
-        self._lines: deque[bytes] = deque()
+        self._lines: list[bytes] = []
         self._size = 0
         self._is_scheduled = False
 
@@ -65,25 +64,29 @@ class LineWriter:
 
     def flush(self) -> None:
         self._is_scheduled = False
-        while self._lines:
-            batch = self._next_batch()
+        lines, start = self._lines, 0
+        while start < len(lines):
+            end = self._batch_end(start)
+            batch = b"".join(lines[start:end])
             try:
                 written = self._write(batch)
             except BlockingIOError:
                 written = 0
             except OSError:  # the reader is gone; there is nobody left to tell
                 written = len(batch)
+            self._size -= written
             if written < len(batch):
-                self._lines.appendleft(batch[written:])
-                self._size += len(batch) - written
+                lines[:end] = [batch[written:]]
                 self._schedule()
                 return
+            start = end
+        lines.clear()
 
-    def _next_batch(self) -> bytes:
-        parts = [self._lines.popleft()]
-        size = len(parts[0])
-        while self._lines and size + len(self._lines[0]) <= self._batch_bytes:
-            size += len(self._lines[0])
-            parts.append(self._lines.popleft())
-        self._size -= size
-        return b"".join(parts)
+    def _batch_end(self, start: int) -> int:
+        """Of the lines from `start` on, how far one unit goes; a line at least."""
+        lines, end = self._lines, start + 1
+        size = len(lines[start])
+        while end < len(lines) and size + len(lines[end]) <= self._batch_bytes:
+            size += len(lines[end])
+            end += 1
+        return end

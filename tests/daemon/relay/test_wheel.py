@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pointsman.daemon.relay.wheel import RESOLUTION_S, Wheel
+from pointsman.daemon.relay.wheel import RESOLUTION_S, Armed, Wheel
 
 
 class Clock:
@@ -26,9 +26,8 @@ class Clock:
         self.now = max(self.now, end)
 
 
-class Item:
+class Item(Armed):
     def __init__(self, following: float = math.inf) -> None:
-        self.tick = 0
         self.looked: list[float] = []
         self.following = following
 
