@@ -45,6 +45,7 @@ H_DECODE_CURSOR = 25  # of decode workers; under the routing mutex
 H_MUTEX = 32
 H_LOCK_TIMEOUTS = 40
 H_LOCK_RECOVERIES = 41
+H_LOCK_WAITS = 42  # times it was held by somebody else when it was asked for
 H_BREAKERS = 48  # workers whose breaker is not closed; written under the routing mutex
 H_RECORDING = 56  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
 H_INTERNAL_TOKEN = 64  # 128 random bits, drawn by the supervisor: what proves that a request is one of this daemon's

@@ -12,7 +12,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from pointsman.daemon.shm import layout as _layout
 
 cdef extern from "<errno.h>" nogil:
-    int EOWNERDEAD, ETIMEDOUT
+    int EBUSY, EOWNERDEAD, ETIMEDOUT
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -56,7 +56,15 @@ cdef extern from *:
     static inline void word_store(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline int64_t word_add(int64_t *p, int64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
     static inline int64_t word_relaxed(int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    #if defined(__x86_64__) || defined(__i386__)
+    #define idle() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define idle() __asm__ volatile("isb")
+    #else
+    #define idle() __asm__ volatile("")
+    #endif
     """
+    void idle() nogil
     int64_t word_load(int64_t *p) nogil
     void word_store(int64_t *p, int64_t v) nogil
     int64_t word_add(int64_t *p, int64_t v) nogil
@@ -64,6 +72,7 @@ cdef extern from *:
 
 cdef enum:
     MAX_MUTEX_BYTES = 64
+    SPINS = 4
 
 cdef int64_t STATUS_UP = _layout.STATUS_UP
 cdef int64_t LOAD_WORDS = _layout.LOAD_WORDS
@@ -76,6 +85,7 @@ cdef int64_t H_GENERATION = _layout.H_GENERATION
 cdef int64_t H_CURSOR = _layout.H_CURSOR
 cdef int64_t H_MUTEX = _layout.H_MUTEX
 cdef int64_t H_LOCK_TIMEOUTS = _layout.H_LOCK_TIMEOUTS
+cdef int64_t H_LOCK_WAITS = _layout.H_LOCK_WAITS
 cdef int64_t H_LOCK_RECOVERIES = _layout.H_LOCK_RECOVERIES
 
 cdef int64_t HISTOGRAM_COUNT = _layout.HISTOGRAM_COUNT
@@ -128,8 +138,16 @@ cdef class Words:
 
     cdef bint _lock(self, int64_t deadline_us) except -1:
         cdef timespec until
-        cdef int code = pthread_mutex_trylock(self.mutex)
-        if code and code != EOWNERDEAD:
+        cdef int code = pthread_mutex_trylock(self.mutex), turn, i
+        if code == EBUSY:
+            word_add(self.word + H_LOCK_WAITS, 1)
+            for turn in range(SPINS):  # it is held for a microsecond or two; to sleep and be woken costs more
+                for i in range(8 << turn):
+                    idle()
+                code = pthread_mutex_trylock(self.mutex)
+                if code != EBUSY:
+                    break
+        if code == EBUSY:
             clock_gettime(CLOCK_MONOTONIC, &until)
             until.tv_nsec += deadline_us * 1000
             until.tv_sec += until.tv_nsec // 1000000000

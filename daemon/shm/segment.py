@@ -126,6 +126,10 @@ class Segment:
         return self.words.get(at.H_LOCK_TIMEOUTS)
 
     @property
+    def lock_waits(self) -> int:
+        return self.words.get(at.H_LOCK_WAITS)
+
+    @property
     def lock_recoveries(self) -> int:
         return self.words.get(at.H_LOCK_RECOVERIES)
 

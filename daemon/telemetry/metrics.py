@@ -205,6 +205,9 @@ def _totals(segment: Segment) -> Iterator[Metric]:
     for word, name, documentation in _COUNTERS:
         yield CounterMetricFamily(name, documentation, value=segment.gauge_total(word))
     yield CounterMetricFamily(
+        "pointsman_lock_waits", "Times the routing lock was asked for while it was held.", value=segment.lock_waits
+    )
+    yield CounterMetricFamily(
         "pointsman_lock_timeouts", "Picks made without the routing lock.", value=segment.lock_timeouts
     )
     yield CounterMetricFamily(

@@ -67,6 +67,7 @@ NAMES = {
     "pointsman_upstream_resends_total": ("counter", ""),
     "pointsman_profile_fallbacks_total": ("counter", ""),
     "pointsman_series_full_total": ("counter", ""),
+    "pointsman_lock_waits_total": ("counter", ""),
     "pointsman_lock_timeouts_total": ("counter", ""),
     "pointsman_lock_recoveries_total": ("counter", ""),
     "pointsman_cache_hits_total": ("counter", ""),
@@ -312,8 +313,10 @@ def test_gauges_of_shards_add_up(segment: Segment, word: int, family: str) -> No
 
 
 def test_the_daemons_own_figures(segment: Segment) -> None:
+    segment.words.put(at.H_LOCK_WAITS, 5)
     segment.words.put(at.H_LOCK_TIMEOUTS, 2)
     segment.words.put(at.H_LOCK_RECOVERIES, 1)
+    assert value(segment, "pointsman_lock_waits") == 5
     assert value(segment, "pointsman_lock_timeouts") == 2
     assert value(segment, "pointsman_lock_recoveries") == 1
     assert value(segment, "pointsman_config_generation") == 7
