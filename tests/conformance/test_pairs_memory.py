@@ -18,8 +18,6 @@ from tests.fakes.pair_rig import (
 )
 from tests.fakes.scripted_worker import Session
 
-# --- memory at decode
-
 
 def fill_decode(rig: Rig) -> Callable[[], None]:
     """Decode workers with room for one request, and one on each; the answer ends them."""
