@@ -33,6 +33,8 @@ BAN_AFTER = 3
 BAN_S = 30.0
 NEAR_SLACK = 4
 """Requests that a decode worker on the prefill worker's host may have more than the idlest one."""
+IDLE_S, BUSY_S = 0.25, 1.0
+"""Seconds of waiting: a combined worker below the first helps when a worker of pairs is above the second."""
 MAX_TURNS = 8
 """Picks that a race for breakers' probes may spoil."""
 NOBODY = -1
@@ -122,6 +124,9 @@ class PairRouter:
                 found: Paired | Alone = Alone(side)
             else:
                 with_room = self._with_room(candidates, asked, prompt_tokens, now)
+                idle = self._idle_combined(pools, candidates, prompt_tokens, refused, now, is_due=not with_room)
+                if idle is not None:
+                    return self._choose_combined(asked, table, idle, plan, prompt_tokens, now, refused)
                 if not with_room:
                     return None
                 found = self._choose_both(asked, table, pools, with_room, plan, prompt_tokens, now)
@@ -275,6 +280,38 @@ class PairRouter:
         assert plan.decode is not None
         pool = _only(pool, {decode for _, decode in candidates})
         return Side(self._router.choose(asked.ask, table, pool, plan.decode, prompt_tokens, now))
+
+    def _idle_combined(
+        self,
+        pools: PairPools,
+        candidates: Sequence[tuple[int, int]],
+        prompt_tokens: int,
+        refused: Collection[int],
+        now: float,
+        *,
+        is_due: bool,
+    ) -> PairPools | None:
+        """`pools` with the combined workers that have next to nothing to do while pairs have too much.
+
+        AIBrix's rule, by seconds of waiting instead of its queue over the rate at which it shrank. `is_due`: pairs have
+        too much, whatever they say.
+        """
+        if not pools.combined.workers:
+            return None
+        loads = self._state.words.survey(pools.combined.slots)
+        up = [
+            worker.slot
+            for worker, load in zip(pools.combined.workers, loads, strict=True)
+            if load >= 0 and worker.slot not in refused and _takes(worker, prompt_tokens)
+        ]
+        with self._locked() as held:
+            if not held:
+                return None
+            wait_s = self._state.bookings.wait_s
+            if not is_due and all(wait_s(slot, now) <= BUSY_S for pair in candidates for slot in pair):
+                return None
+            idle = {slot for slot in up if self._resilience.is_closed(slot) and wait_s(slot, now) < IDLE_S}
+        return replace(pools, combined=_only(pools.combined, idle)) if idle else None
 
     def _choose_combined(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pointsman.config.snapshot import Profile, Snapshot, WorkerSpec
-from pointsman.daemon.dispatch.pairing import NEAR_SLACK, Alone, PairAsk, Paired, PairRouter
+from pointsman.daemon.dispatch.pairing import BUSY_S, NEAR_SLACK, Alone, PairAsk, Paired, PairRouter
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.dispatch.router import Ask, LiveRouter
 from pointsman.daemon.errors import RequestError
@@ -98,6 +98,30 @@ def test_a_combined_worker_takes_what_no_pair_does() -> None:
     bench.state.segment.set_status(DECODE, at.STATUS_DOWN)
     assert bench.slots(SHORT) == (COMBINED,)
     assert bench.is_empty()
+
+
+def test_an_idle_combined_worker_helps_busy_pairs() -> None:
+    """While somebody of the pairs has more than a second of work, and it has less than a quarter of one."""
+    combined = spec(COMBINED, "regular", labels={"combined": "true"})
+    bench = Bench(spec(PREFILL), spec(DECODE), combined)
+    chosen = [bench.choose(f"{number} {LONG * 4}") for number in range(12)]
+    alone = [isinstance(found, Alone) for found in chosen]
+    wait_s = bench.state.bookings.wait_s
+    assert wait_s(PREFILL, bench.now) > BUSY_S
+    assert not alone[0], "nobody is busy"
+    assert any(alone), "pairs were busy"
+    assert not alone[-1], "it is busy itself"
+
+
+def test_a_combined_worker_goes_before_waiting_for_memory() -> None:
+    combined = spec(COMBINED, "regular", labels={"combined": "true"})
+    bench = Bench(spec(PREFILL), spec(DECODE), combined)
+    with bench.state.locked():
+        bench.state.bookings.set_kv_chars(DECODE, 1)
+    first, second = bench.choose(), bench.choose()
+    assert isinstance(first, Paired)
+    assert isinstance(second, Alone)
+    assert second.side.booked.slot == COMBINED
 
 
 def test_a_regular_worker_that_is_not_combined_takes_nothing() -> None:
