@@ -1,6 +1,7 @@
 from pointsman.daemon.dispatch.resilience cimport SharedResilience
 from pointsman.daemon.dispatch.short_way cimport ShortWay
 from pointsman.daemon.relay.buffers cimport BodyBuffers
+from pointsman.daemon.relay.request_lines cimport numbered
 from pointsman.daemon.relay.upstream cimport UpstreamPools
 from pointsman.daemon.relay.wheel cimport Wheel
 from pointsman.daemon.routing.table cimport RoutingTable

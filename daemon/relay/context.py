@@ -20,6 +20,7 @@ from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.guard import Guard
 from pointsman.daemon.relay.pairs import Pairs
 from pointsman.daemon.relay.pausing import Pausing
+from pointsman.daemon.relay.request_lines import numbered
 from pointsman.daemon.relay.routes import Route, build_routes
 from pointsman.daemon.relay.upstream import UpstreamPools
 from pointsman.daemon.relay.wheel import Wheel
@@ -174,7 +175,7 @@ class ShardContext:
 
     def new_request_id(self) -> bytes:
         self._requests += 1
-        return self._id_prefix + b"%x" % self._requests
+        return numbered(self._id_prefix, self._requests)
 
     def is_line_due(self, status: int, ending: Ending) -> bool:
         """Whether a request gets its access line: with an error always, else as sampled."""

@@ -1,4 +1,6 @@
-from pointsman.daemon.relay.request_lines cimport header_lines, holds_control, is_bad_target, kind_of, path_of
+cimport cython
+
+from pointsman.daemon.relay.request_lines cimport header_lines, holds_control, is_bad_target, kind_of, length_of, path_of
 
 cdef int _ORDINARY, _HOST, _ROUTING, _CONTENT_LENGTH, _CONTENT_TYPE, _AUTHORIZATION, _TRANSFER_ENCODING
 
@@ -16,6 +18,7 @@ cdef class Inbound:
     cdef list _chunks
 
     cpdef finish_head(self, bytes method, str version, bint keep_alive)
+    @cython.locals(name=bytes, value=bytes, header=tuple, length="long long")
     cdef _read_headers(self)
     cdef _read_rarer(self, bytes key, bytes value)
     cdef _read_target(self)

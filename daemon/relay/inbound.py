@@ -21,6 +21,7 @@ from pointsman.daemon.relay.request_lines import (
     holds_control,
     is_bad_target,
     kind_of,
+    length_of,
     path_of,
 )
 from pointsman.daemon.routing.keys import Key
@@ -117,23 +118,25 @@ class Inbound:
         host: bytes | None = None
         has_encoding = has_type = False
         passing: list[tuple[bytes, bytes]] = []
-        for name, value in self.headers:
+        for header in self.headers:
+            name, value = header
             kind = kind_of(name)
             if kind == _ORDINARY:
-                passing.append((name, value))
+                passing.append(header)
             elif kind == _HOST:
                 if host is not None:
                     raise malformed_http("more than one Host header")
                 host = value
             elif kind == _CONTENT_LENGTH:
-                if self.content_length is not None or not value.isdigit() or len(value) > 18:
+                length = length_of(value)
+                if length < 0 or self.content_length is not None:
                     raise malformed_http("bad or repeated Content-Length")
-                self.content_length = int(value)
+                self.content_length = length
             elif kind == _CONTENT_TYPE:
                 if has_type:
                     raise malformed_http("more than one Content-Type header")
                 has_type = True
-                passing.append((name, value))
+                passing.append(header)
             elif kind == _AUTHORIZATION:
                 if self.authorization is not None:
                     raise malformed_http("more than one Authorization header")
@@ -144,7 +147,7 @@ class Inbound:
                 has_encoding = True
             elif kind == _ROUTING:
                 self.has_routing_headers = True
-                passing.append((name, value))
+                passing.append(header)
             else:
                 self._read_rarer(name.lower(), value)
         if has_encoding and self.content_length is not None:

@@ -143,3 +143,34 @@ cpdef bint is_http_1_1(bytes data) noexcept:
     cdef const char *start = PyBytes_AS_STRING(data)
     cdef const char *end = <const char *> memchr(start, c'\n', len(data))
     return end != NULL and end - start >= 10 and memcmp(end - 10, b" HTTP/1.1\r", 10) == 0
+
+
+cpdef long long length_of(bytes value) noexcept:
+    """What a Content-Length says; -1: it is no number of at most 18 digits."""
+    cdef const char *p = PyBytes_AS_STRING(value)
+    cdef Py_ssize_t i, size = len(value)
+    cdef long long length = 0
+    if not 0 < size <= 18:
+        return -1
+    for i in range(size):
+        if not c'0' <= p[i] <= c'9':
+            return -1
+        length = 10 * length + p[i] - c'0'
+    return length
+
+
+cpdef bytes numbered(bytes prefix, unsigned long long number):
+    """`prefix` and the number, in hexadecimal digits."""
+    cdef char digits[16]
+    cdef int n = 16
+    cdef bytes out
+    while True:
+        n -= 1
+        digits[n] = b"0123456789abcdef"[number & 15]
+        number >>= 4
+        if not number:
+            break
+    out = PyBytes_FromStringAndSize(NULL, len(prefix) + 16 - n)
+    memcpy(PyBytes_AS_STRING(out), PyBytes_AS_STRING(prefix), len(prefix))
+    memcpy(PyBytes_AS_STRING(out) + len(prefix), digits + n, 16 - n)
+    return out

@@ -62,9 +62,12 @@ cdef class UpstreamPools:
     cdef dict _pools
     cdef public object trust
     cdef list _sending
+    cdef UpstreamPool _last
 
     cpdef send_soon(self, UpstreamConnection connection)
     @cython.locals(pool=UpstreamPool)
     cpdef UpstreamPool of(self, worker)
+    @cython.locals(pool=UpstreamPool)
+    cdef UpstreamPool _named(self, worker)
     @cython.locals(connection=UpstreamConnection)
     cpdef _send_all(self)

@@ -321,6 +321,8 @@ class UpstreamPools:
         self._pools: dict[str, UpstreamPool] = {}
         self.trust = WorkerTrust(lambda: context.table().snapshot.worker_ca)
         self._sending: list[UpstreamConnection] = []
+        self._last: UpstreamPool | None = None
+        """who was asked for last, which is asked for again until its request has ended"""
 
     def send_soon(self, connection: UpstreamConnection) -> None:
         """Requests of one turn of the event loop go out together, when all that had arrived is parsed.
@@ -342,6 +344,13 @@ class UpstreamPools:
             connection.flush()
 
     def of(self, worker: WorkerSpec) -> UpstreamPool:
+        pool = self._last
+        if pool is not None and pool.worker is worker and not pool.is_closed:
+            return pool
+        pool = self._last = self._named(worker)
+        return pool
+
+    def _named(self, worker: WorkerSpec) -> UpstreamPool:
         pool = self._pools.get(worker.id)
         if pool is None or (pool.worker is not worker and pool.worker != worker):
             if pool is not None:
