@@ -88,6 +88,7 @@ def test_on_a_terminal_the_progress_is_one_line_that_changes(gate: Gateway, tmp_
     assert "40 of 40 succeeded: out.jsonl" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_it_goes_on_where_it_was_interrupted(gate: Gateway, tmp_path: Path, number: signal.Signals) -> None:
     count = 160

@@ -102,6 +102,7 @@ def are_cut(clients: Sequence[Client]) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_drained_worker_gets_nothing_new_and_shows_how_far_it_is() -> None:
     with drained_with_streams() as (gate, drained, here, there):
         status, answer = gate.admin("POST", f"{one(drained)}/drain")

@@ -94,6 +94,7 @@ def test_a_plain_body_is_enough(gate: Gateway) -> None:
     assert (status, found["prompt_chars"]) == (200, 1)
 
 
+@pytest.mark.slow
 def test_who_is_down_or_filtered_is_said(gate: Gateway) -> None:
     found = explain(gate, headers={"external-filter": "gpu=h100"})
     assert found["worker"] is None

@@ -291,6 +291,7 @@ def test_tokens_are_charged_as_they_turn_out(engines: list[str], tmp_path: Path)
 # --- edits
 
 
+@pytest.mark.slow
 def test_edits_under_load(engines: list[str], tmp_path: Path) -> None:
     """Whoever was allowed before and after is never refused; who is not any more is, on every shard at once."""
     path = tmp_path / "keys.json"

@@ -58,6 +58,7 @@ def restarts(gate: Gateway) -> int:
     return sum(row["restarts"] for row in processes if row["name"].startswith("shard"))
 
 
+@pytest.mark.slow
 def test_no_error_and_the_slow_worker_gets_fewer(gate: Gateway) -> None:
     started = time.monotonic()
     with Traffic((gate.host, gate.port), completion(), connections=48, total=REQUESTS) as traffic:
@@ -77,6 +78,7 @@ def test_no_error_and_the_slow_worker_gets_fewer(gate: Gateway) -> None:
     assert_nothing_in_flight(gate)
 
 
+@pytest.mark.slow
 def test_a_killed_shard_fails_only_what_runs_on_it(gate: Gateway) -> None:
     before = restarts(gate)
     deaths: list[tuple[float, set[int]]] = []

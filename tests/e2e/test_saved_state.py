@@ -163,6 +163,7 @@ def test_after_a_kill_the_last_periodic_snapshot_counts(tmp_path: Path) -> None:
     assert hit_share(after) == hit_share(before[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

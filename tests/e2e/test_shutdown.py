@@ -109,6 +109,7 @@ def test_an_idle_daemon_stops_in_less_than_a_second(engine: str, number: signal.
     assert took < 1.0 * leeway()
 
 
+@pytest.mark.slow
 def test_running_streams_end_before_the_daemon_does(engine: str) -> None:
     """Readiness 503 at once, `Connection: close` on whatever is answered from then on, exit 0 before the grace."""
     with (

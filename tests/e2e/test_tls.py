@@ -119,6 +119,7 @@ def test_clients_that_stop_in_a_handshake_are_let_go(engines: list[str], authori
 # --- certificates that change
 
 
+@pytest.mark.slow
 def test_certificates_swapped_under_load(engines: list[str], authority: Authority) -> None:
     """Certificate, then key, as tools write them: between the two they do not belong together, and nobody notices."""
     pair = authority.issue()
@@ -233,6 +234,7 @@ def _is_shown(gate: Gateway, context: ssl.SSLContext, certificate: bytes) -> boo
         return False
 
 
+@pytest.mark.slow
 def test_a_stop_waits_for_answers_and_not_for_idle_clients(engines: list[str], authority: Authority) -> None:
     context = authority.client_context()
     with launch_engines(1, "--preset", "h100-8b", "--speed", "0.07") as (paced,), ExitStack() as stack:

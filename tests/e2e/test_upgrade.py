@@ -344,6 +344,7 @@ def test_a_version_that_does_not_come_up_is_ended(tmp_path: Path, quick_engines:
 HANGS = "if 'pointsman.daemon.control' in sys.orig_argv: time.sleep(60)"
 
 
+@pytest.mark.slow
 def test_one_upgrade_at_a_time(tmp_path: Path, quick_engines: list[str]) -> None:
     environment, flag = broken(tmp_path, HANGS)
     with gateway(folder=tmp_path, environment=environment, workers=quick_engines[:1]) as gate:

@@ -127,6 +127,7 @@ def test_a_daemon_that_cannot_start_is_never_ready_and_says_by_its_exit_code_whe
 # --- watchdog
 
 
+@pytest.mark.slow
 def test_the_watchdog_is_fed_while_all_is_well_and_during_a_long_stop(tmp_path: Path, free_port: int) -> None:
     with ServiceManager(tmp_path, watchdog_s=WATCHDOG_S) as manager:
         manager.start("--port", str(free_port), "--drain-delay-s", str(2 * WATCHDOG_S))

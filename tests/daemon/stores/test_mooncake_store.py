@@ -46,6 +46,7 @@ def test_a_dead_holder_harms_nothing_that_has_two_copies(cluster: Cluster) -> No
         assert require_all("get", KEYS, store.get_many(KEYS)) == VALUES
 
 
+@pytest.mark.slow
 def test_of_a_dead_holder_exactly_its_keys_are_lost(cluster: Cluster) -> None:
     first = cluster.start_holder()
     with closing(open_store(f"mooncake://{cluster.address}", QUICK)) as store:
