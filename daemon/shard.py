@@ -49,8 +49,8 @@ CROSSING_S = 0.1
 RETIRED_IDLE_S = 5.0
 """after an upgrade nobody waits: whoever asks again in this time is told `Connection: close` with the answer, and does
 not see the connection end while the next request is on its way"""
-KEPT_HEAP_BYTES = 1 << 26
-MAPPED_BLOCK_BYTES = 1 << 22
+KEPT_HEAP_BYTES = 1 << 24
+MAPPED_BLOCK_BYTES = 1 << 20
 TLS_HELLO_S = 3.0
 """how long a process that ends waits for a client in its handshake"""
 TLS_GOODBYE_S = 1.0
