@@ -240,9 +240,8 @@ def _side_policy(key: str) -> Rule:
             strategy, why = "least_request", "a session is kept at its prefill worker, which has its prefix"
         else:
             draft.keeps_sessions |= keeps_sessions
-        draft.section("pd")[key] = (
-            strategy  # of the profile, whose own strategy would be the prefill workers' otherwise
-        )
+        # of the profile, whose own strategy would be the prefill workers' otherwise
+        draft.section("pd")[key] = strategy
         where = f"profiles.json: {PROFILE}.pd.{key} = {strategy}"
         return ("changed", f"{where}; {why}") if why else ("same", where)
 

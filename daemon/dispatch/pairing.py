@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.resilience import LOCK_DEADLINE_US, SharedResilience
@@ -308,7 +309,7 @@ class PairRouter:
             if not held:
                 return None
             wait_s = self._state.bookings.wait_s
-            if not is_due and all(wait_s(slot, now) <= BUSY_S for pair in candidates for slot in pair):
+            if not is_due and all(wait_s(slot, now) <= BUSY_S for slot in {*chain.from_iterable(candidates)}):
                 return None
             idle = {slot for slot in up if self._resilience.is_closed(slot) and wait_s(slot, now) < IDLE_S}
         return replace(pools, combined=_only(pools.combined, idle)) if idle else None

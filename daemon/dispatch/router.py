@@ -63,7 +63,7 @@ class LiveRouter:
         self._fleets: dict[str, SharedFleet] = {}
         self._fleet_of: RoutingTable | None = None
         self._gauges = state.segment.layout.gauge(max(shard, 0), 0)
-        self.chooser = self._chooser = Chooser(
+        self.chooser = Chooser(
             state.words,
             state.bookings,
             state.index,
@@ -77,25 +77,24 @@ class LiveRouter:
             state.segment.layout.breakers,
         )
         self.short_way = short_way = ShortWay(
-            self._chooser, self._chain, rng, self._unlocked_least_cost, self._charge_user
+            self.chooser, self._chain, rng, self._unlocked_least_cost, self._charge_user
         )
         self.read_prompt = short_way.read_prompt
         self.choose_least_cost = short_way.choose
         """`choose` by the short way: for a plan with `expected_cost`, a pool without buckets, no routing headers"""
         self.finish = short_way.finish
-        self.first_token = self._chooser.first_token
-        self.settle = self._chooser.settle
-        self.note = self._chooser.note
+        self.first_token = self.chooser.first_token
+        self.settle = self.chooser.settle
 
     def watch_breakers(self, width_s: float) -> None:
         """`SharedResilience.breaker_width_s`."""
-        self._chooser.breaker_width_s = width_s
+        self.chooser.breaker_width_s = width_s
 
     # --- the prompt
 
     def cached_tokens(self, slots: Iterable[int], prompt_tokens: int) -> int:
         """After `read_prompt`: how much of the prompt the one of these workers that holds most of it holds."""
-        if not self._chooser.lock_index():
+        if not self.chooser.lock_index():
             return 0
         try:
             self._index.match(self._chain, self._state.matched)
@@ -128,11 +127,11 @@ class LiveRouter:
         selection = plan.selection
         policy = selection.policy(selection.asked(request))  # may be refused: before anything is locked
         fleet, session = self._fleet_for(table, pool.role), selection.session(request)
-        if not self._chooser.lock(now):
+        if not self.chooser.lock(now):
             return self._choose_unlocked(ask, pool, prompt_tokens)
         try:
             left, dropped = self._eligible(pool, fleet, request)
-            has_index = self._chooser.lock_index()
+            has_index = self.chooser.lock_index()
             try:
                 turn = self._turn(pool.role)
                 situation = self._situation(request, fleet, left, now, turn, has_index=has_index)
@@ -148,9 +147,9 @@ class LiveRouter:
                     booked.explanation = selection.explain(policy, situation, dropped)
                 self._bookings.lost = lost_with(situation)
                 self._note_identities(booked, request, fleet, session, pick.worker, now)
-                self._chooser.book(booked, now, has_index)
+                self.chooser.book(booked, now, has_index)
                 if not ask.is_retry:
-                    self._chooser.deposit(plan.retry.budget_ratio, plan.retry.budget_min_per_s, now)
+                    self.chooser.deposit(plan.retry.budget_ratio, plan.retry.budget_min_per_s, now)
                 self._count(booked.reason)
             finally:
                 if has_index:
@@ -240,7 +239,7 @@ class LiveRouter:
 
     def _charge_user(self, booked: Booked, now: float, output_tokens: int) -> None:
         """Its request is over: the prompt and the answer instead of what was guessed."""
-        if self._fleet is not None and self._chooser.lock(now):
+        if self._fleet is not None and self.chooser.lock(now):
             try:
                 self._fleet.charge_user(booked.user_key, 2.0 * output_tokens - 3.0 * booked.prompt_tokens, now)
             finally:
@@ -267,7 +266,7 @@ class LiveRouter:
         fleet = self._fleet_for(table, pool.role)
         with self._state.locked() as held:
             left, dropped = self._eligible(pool, fleet, request)
-            has_index = held and self._chooser.lock_index()
+            has_index = held and self.chooser.lock_index()
             try:
                 situation = self._situation(request, fleet, left, now, 0, has_index=has_index)
                 pick = selection.pick(policy, situation, selection.session(request))

@@ -53,8 +53,7 @@ from pointsman.daemon.relay.routes import (
     batch_route,
 )
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
-from pointsman.daemon.routing.body import scan
-from pointsman.daemon.routing.request import NO_FEATURES, decoded_features, form_features, form_models
+from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
 from pointsman.daemon.shm import layout as at
 
 if TYPE_CHECKING:
@@ -389,8 +388,7 @@ class ClientConnection(Caller):
 
     def _exchange(self, request: Inbound, route: Route) -> None:
         if route.kind is _JSON:
-            body = request.body()
-            features = scan(body) or decoded_features(body)
+            features = json_features(request.body())
         elif route.kind is _FORM:
             features = form_features(request.body())
         elif route.path == HEALTH_GENERATE and self.context.table().has_pairs:

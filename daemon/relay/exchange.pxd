@@ -3,15 +3,14 @@ cimport cython
 from pointsman.daemon.relay.context cimport ShardContext
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead, client_head, joined, request_head
-from pointsman.daemon.relay.usage cimport holds_counts
 from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.routed cimport Caller, Routed
 from pointsman.daemon.relay.telling cimport output_tokens, own_headers, report
 from pointsman.daemon.relay.upstream cimport UpstreamConnection, UpstreamPool
+from pointsman.daemon.relay.usage cimport holds_counts
 from pointsman.daemon.resilience.timeouts cimport Watch
-from pointsman.daemon.shm.choosing cimport Booked, Chooser
-from pointsman.daemon.dispatch.short_way cimport ShortWay
 from pointsman.daemon.routing.table cimport Plan, Pool
+from pointsman.daemon.shm.choosing cimport Booked
 
 cdef object _COMPLETE, _CLIENT_LEFT
 cdef long long _H_PAUSED_S, _H_RECORDING

@@ -67,22 +67,22 @@ cdef inline char *_count(char *to, object value) noexcept:
 cpdef bytes request_line(
     double ts_s, bytes request_id, int64_t shard, bytes client, bytes key, bytes method, bytes path, int64_t status,
     bytes model, bint is_stream, bytes profile, bytes policy, int64_t generation, bytes worker, bytes prefill,
-    double prefill_ms, double transfer_ms, int64_t attempts, double queue_ms, double connect_ms, double first_byte_ms, double total_ms, int64_t bytes_in, int64_t bytes_out,
-    int64_t resends, int64_t continuations, bytes reason, prompt_tokens, int64_t matched_tokens, cached_tokens,
-    output_tokens, bytes end, bytes termination,
+    double prefill_ms, double transfer_ms, int64_t attempts, double queue_ms, double connect_ms, double first_byte_ms,
+    double total_ms, int64_t bytes_in, int64_t bytes_out, int64_t resends, int64_t continuations, bytes reason,
+    prompt_tokens, int64_t matched_tokens, cached_tokens, output_tokens, bytes end, bytes termination,
 ):
     """`key`, `path`, `model`, `profile`, `worker`, `prefill`: JSON strings with their quotes; the other bytes without.
 
-    NaN, None: null. No `continuations`: left out. An empty `prefill`: no pair, left out with its times. An empty `key`: none was asked for, and the field is left out. An
-    empty `reason`: the request was not routed, and what belongs to that is left out. Numbers are of 63 bits.
+    NaN, None: null. Left out: no `continuations`; an empty `key`, none was asked for; an empty `prefill`, no pair, with
+    its times; an empty `reason`, the request was not routed, with what belongs to that. Numbers are of 63 bits.
     """
     cdef bytes out
     cdef char *start
     cdef char *to
     out = PyBytes_FromStringAndSize(
-        NULL, FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
-        + len(policy) + len(worker) + len(prefill) + len(reason) + len(end)
-        + len(termination)
+        NULL,
+        FIXED_BYTES + len(request_id) + len(client) + len(key) + len(method) + len(path) + len(model) + len(profile)
+        + len(policy) + len(worker) + len(prefill) + len(reason) + len(end) + len(termination),
     )
     start = to = <char *> out
     to = _put(to, b'{"ts":', 6)

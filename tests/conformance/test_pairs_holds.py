@@ -17,8 +17,9 @@ from tests.fakes.pair_rig import (
 from tests.fakes.scripted_worker import Session
 
 
-def test_a_hold_lasts_until_decodes_first_byte(rig: Rig) -> None:
-    may_begin, done = threading.Event(), list[int]()
+def decode_waits(rig: Rig) -> threading.Event:
+    """Decode answers when the event is set."""
+    may_begin = threading.Event()
 
     def decode(session: Session) -> None:
         session.read()
@@ -26,6 +27,11 @@ def test_a_hold_lasts_until_decodes_first_byte(rig: Rig) -> None:
         session.write(SSE + event("a") + LAST)
 
     rig.workers[DECODE].script = decode
+    return may_begin
+
+
+def test_a_hold_lasts_until_decodes_first_byte(rig: Rig) -> None:
+    may_begin, done = decode_waits(rig), list[int]()
     asking = threading.Thread(target=lambda: done.append(rig.post()[0]))
     asking.start()
     segment = rig.plane.segment
@@ -38,14 +44,7 @@ def test_a_hold_lasts_until_decodes_first_byte(rig: Rig) -> None:
 
 
 def test_a_hold_ends_with_the_lease(rig: Rig) -> None:
-    may_begin, done = threading.Event(), list[int]()
-
-    def decode(session: Session) -> None:
-        session.read()
-        assert may_begin.wait(WAIT_S)
-        session.write(SSE + event("a") + LAST)
-
-    rig.workers[DECODE].script = decode
+    may_begin, done = decode_waits(rig), list[int]()
     rig.publish(default_pd={"prefill_policy": "least_request", "decode_policy": "least_request", "kv_lease_s": 0.2})
     asking = threading.Thread(target=lambda: done.append(rig.post()[0]))
     asking.start()
