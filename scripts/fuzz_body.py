@@ -135,6 +135,7 @@ class Judge:
         except ValueError as error:
             raise Disagreement(f"orjson refuses it: {error}") from None
         _compare_meaning(found, expected)
+        _compare_features(scan(b'{"not": 1}' + body, 10) or Features(), decoded)
         self._compare_hashes(found, decoded, expected)
         return True
 

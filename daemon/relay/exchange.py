@@ -443,7 +443,7 @@ class Exchange(Routed):
             connection.send(self, head, body)
             self._watch_again(now)
         else:
-            connection.send(self, head, request.body() if request.body_size else b"")
+            connection.send(self, head, request.body_view() if request.body_size else b"")
 
     def request_head_for(self, pool: UpstreamPool, body_size: int) -> bytes:
         request = self.request

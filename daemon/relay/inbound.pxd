@@ -14,6 +14,7 @@ cdef class Inbound:
     cdef public bint is_internal, is_streamed, has_routing_headers, wants_explanation, has_body, expects_continue
     cdef public bint is_http_1_0, keep_alive, is_head_complete, is_complete
     cdef public long long body_size, held_bytes
+    cdef public Py_ssize_t body_start
     cdef bytes _passing
     cdef list _chunks
 
@@ -24,7 +25,10 @@ cdef class Inbound:
     cdef _read_target(self)
     cdef bytes _origin_form(self, bytes target)
     cpdef bytes passing_lines(self)
-    cpdef add_body(self, bytes chunk)
+    cpdef long long missing_bytes(self) except? -1
+    cpdef add_body(self, bytes read, Py_ssize_t start=*)
     cpdef bytes body(self)
+    cpdef bytes read_with_body(self)
+    cpdef body_view(self)
     cpdef long long hold(self, long long more_bytes) except? -1
     cpdef long long drop_body(self) except? -1

@@ -82,6 +82,8 @@ class Inbound:
     is_head_complete: bool
     is_complete: bool
     body_size: int
+    body_start: int
+    """of the body in what `read_with_body` returns"""
     held_bytes: int
     """what counts against the body buffers: the body, and what is held besides"""
     error: RequestError | None
@@ -284,18 +286,37 @@ class Inbound:
 
     # --- the body
 
-    def add_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self.body_size += len(chunk)
-        self.held_bytes += len(chunk)
+    def missing_bytes(self) -> int:
+        """What has still to come of a body whose length is known; 0 as well if the head is not complete."""
+        return 0 if self.content_length is None else self.content_length - self.body_size
+
+    def add_body(self, read: bytes, start: int = 0) -> None:
+        """All of `read` from `start` on; only the first part of a body may begin behind something else."""
+        size = len(read) - start
+        if start:
+            self.body_start = start
+        self._chunks.append(read)
+        self.body_size += size
+        self.held_bytes += size
 
     def body(self) -> bytes:
         chunks = self._chunks
-        if len(chunks) == 1:
+        if len(chunks) == 1 and not self.body_start:
             return chunks[0]
-        joined = b"".join(chunks)
+        joined = b"".join((memoryview(chunks[0])[self.body_start :], *chunks[1:])) if chunks else b""
         self._chunks = [joined]
+        self.body_start = 0
         return joined
+
+    def read_with_body(self) -> bytes:
+        """What ends with the body, and may have the head before it, up to `body_start`: nothing is copied for it."""
+        chunks = self._chunks
+        return chunks[0] if len(chunks) == 1 else self.body()
+
+    def body_view(self) -> bytes | memoryview:
+        """The body for who writes it."""
+        read = self.read_with_body()
+        return memoryview(read)[self.body_start :] if self.body_start else read
 
     def replace(self, target: bytes, body: bytes) -> None:
         """Go to the worker as another request: `body` is JSON. The method is the exchange's."""
@@ -305,6 +326,7 @@ class Inbound:
         self.target = target
         self.has_body = True
         self._chunks = [body]
+        self.body_start = 0
         self.body_size = len(body)
 
     def hold(self, more_bytes: int) -> int:
@@ -315,5 +337,6 @@ class Inbound:
     def drop_body(self) -> int:
         """Forget the body (once a worker answers, nobody needs it again); returns the bytes that this sets free."""
         self._chunks = []
+        self.body_start = 0
         freed, self.held_bytes = self.held_bytes, 0
         return freed

@@ -15,5 +15,6 @@ cpdef bint holds_control(bytes text) except -1
 cpdef bint is_bad_target(bytes target) except -1
 cpdef bytes path_of(bytes target)
 cpdef bint is_http_1_1(bytes data) noexcept
+cpdef bytes whole_head(bytes data)
 cpdef long long length_of(bytes value) noexcept
 cpdef bytes numbered(bytes prefix, unsigned long long number)

@@ -50,6 +50,7 @@ SPECIAL = {
 """Every header that is not just passed on, in lower case."""
 
 cdef enum:
+    MAX_HEAD_CUT = 4096
     MOST_BYTES = 32
     ROOM = 8
 
@@ -143,6 +144,21 @@ cpdef bint is_http_1_1(bytes data) noexcept:
     cdef const char *start = PyBytes_AS_STRING(data)
     cdef const char *end = <const char *> memchr(start, c'\n', len(data))
     return end != NULL and end - start >= 10 and memcmp(end - 10, b" HTTP/1.1\r", 10) == 0
+
+
+cpdef bytes whole_head(bytes data):
+    """All up to the first empty line; b"": there is none among the first `MAX_HEAD_CUT` bytes."""
+    cdef const char *start = PyBytes_AS_STRING(data)
+    cdef const char *last = start + min(len(data), <Py_ssize_t> MAX_HEAD_CUT) - 2
+    cdef const char *p = start
+    while p < last:
+        p = <const char *> memchr(p, c'\n', last - p)
+        if p == NULL:
+            break
+        if p > start and p[-1] == c'\r' and p[1] == c'\r' and p[2] == c'\n':
+            return PyBytes_FromStringAndSize(start, p + 3 - start)
+        p += 1
+    return b""
 
 
 cpdef long long length_of(bytes value) noexcept:

@@ -31,7 +31,7 @@ cdef class UpstreamConnection:
     cdef ResponseHead _head
     cdef list _outgoing
 
-    cpdef send(self, Receiver exchange, bytes head, bytes body)
+    cpdef send(self, Receiver exchange, bytes head, body)
     cpdef flush(self)
     cpdef abandon(self)
     cpdef set_aside(self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position)

@@ -82,11 +82,11 @@ class UpstreamConnection:
         self.idle_since = 0.0
         self._buffer = b""
         self._head: ResponseHead | None = None
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[bytes | memoryview] = []
 
     # --- from the exchange
 
-    def send(self, exchange: Receiver, head: bytes, body: bytes) -> None:
+    def send(self, exchange: Receiver, head: bytes, body: bytes | memoryview) -> None:
         self.exchange = exchange
         self.framing = None
         self._head = None

@@ -78,10 +78,14 @@ cdef class Features:
         )
 
 
-def scan(bytes body not None):
-    """The Features of a JSON object; None: not certain, ask a parser."""
+def scan(bytes data not None, Py_ssize_t start=0):
+    """The Features of the JSON object that `data` has from `start` on; None: not certain, ask a parser."""
     cdef Features found
-    if not bs_scan(&scratch, <const unsigned char *> PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body)):
+    if not 0 <= start <= PyBytes_GET_SIZE(data):
+        raise ValueError(f"no body begins at {start}")
+    if not bs_scan(
+        &scratch, <const unsigned char *> PyBytes_AS_STRING(data) + start, <size_t> (PyBytes_GET_SIZE(data) - start)
+    ):
         bs_trim(&scratch)
         return None
     found = Features.__new__(Features)
@@ -91,7 +95,7 @@ def scan(bytes body not None):
     found.rid = b""
     if scratch.rid.p != NULL:
         found.rid = PyBytes_FromStringAndSize(<const char *> scratch.rid.p, scratch.rid.size)
-    _put_prompt(found, body)
+    _put_prompt(found, data, start)
     bs_trim(&scratch)
     return found
 
@@ -100,7 +104,7 @@ cdef str _text(const bs_text *text):
     return "" if text.p == NULL else PyUnicode_DecodeUTF8(<char *> text.p, text.size, NULL)
 
 
-cdef int _put_prompt(Features found, bytes body) except -1:
+cdef int _put_prompt(Features found, bytes data, Py_ssize_t start) except -1:
     cdef Spans spans
     cdef size_t n = 0, i
     cdef int part
@@ -116,10 +120,12 @@ cdef int _put_prompt(Features found, bytes body) except -1:
     for part in range(3):
         for i in range(scratch.part[part].first, scratch.part[part].end):
             spans.span[spans.n] = scratch.span[i]
-            spans.n += 1
             if scratch.span[i].kind == JSON_IDS:
                 found.has_ids = True
-    spans.body = body
+            else:
+                spans.span[spans.n].at += start
+            spans.n += 1
+    spans.body = data
     if found.has_ids:
         spans.ids = PyBytes_FromStringAndSize(<const char *> scratch.ids, scratch.ids_size)
     found.prompt = spans

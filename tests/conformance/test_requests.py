@@ -339,9 +339,9 @@ def test_bytes_that_trickle_in_make_the_same_request(client: Reader, worker: Scr
     assert worker.seen().body == BODY
 
 
-def test_a_slow_head_is_408(worker: ScriptedWorker) -> None:
+def test_a_slow_head_or_body_is_408(worker: ScriptedWorker) -> None:
     with data_plane(shards=2, workers=[worker.url], header_timeout_s=0.5, body_timeout_s=0.5) as quick:
-        for start in (b"GET /health HTTP/1.1\r\nHost", post()[:-5]):
+        for start in (b"GET /health HTTP/1.1\r\nHost", post()[:-5], post(b"/v1/completions", b" " * 40_000)[:-5]):
             with quick.connect() as sock:
                 sock.sendall(start)
                 reader = Reader(sock)
