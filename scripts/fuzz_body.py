@@ -2,7 +2,7 @@
 
 The scan may say that it is not certain. Where it is, three have to agree: the scan, the decoder that it stands in for
 (`decoded_features`, msgspec), and a plain reading of what orjson makes of the whole body (`expect`). The text that is
-hashed is compared as well.
+hashed is compared as well. Scan and hash have a portable way and a wide one (json_string.h): both find the same.
 
 A case is a body put together from pieces (known fields with values likely, odd and wrong, strings around the widths of
 vector registers), half of them damaged afterwards: bytes changed, cut, doubled, two bodies spliced.
@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -22,8 +23,10 @@ from typing import Any
 import orjson
 
 from pointsman.daemon.errors import RequestError
+from pointsman.daemon.routing import body as native_body
 from pointsman.daemon.routing.body import Features, scan
 from pointsman.daemon.routing.request import decoded_features, id_bytes
+from pointsman.daemon.shm import prefix as native_prefix
 from pointsman.daemon.shm.prefix import HashChain
 
 BLOCK_BYTES = 16
@@ -121,7 +124,7 @@ class Judge:
     def judge(self, body: bytes) -> bool:
         """Whether the scan was certain. Raises Disagreement."""
         self.cases += 1
-        found = scan(body)
+        found = self._scan(body)
         if found is None:
             return False
         self.certain += 1
@@ -139,6 +142,25 @@ class Judge:
         self._compare_hashes(found, decoded, expected)
         return True
 
+    def _scan(self, body: bytes) -> Features | None:
+        with width(is_wide=False):
+            portable = scan(body)
+            hashes = self._hashes(portable)
+        found = scan(body)
+        if (found is None) != (portable is None):
+            raise Disagreement("the portable scan is certain, the wide one is not, or the other way around")
+        if found is not None and portable is not None:
+            _compare_features(found, portable)
+            if self._hashes(found) != hashes:
+                raise Disagreement("the portable way and the wide one hash another text")
+        return found
+
+    def _hashes(self, found: Features | None) -> list[int]:
+        if found is None:
+            return []
+        load = self._chain.load_spans if found.has_ids else self._chain.load_json
+        return load(found.prompt, found.salt).hash_list()
+
     def _compare_hashes(self, found: Features, decoded: Features, expected: Expected) -> None:
         if found.has_ids:
             one = self._chain.load_spans(found.prompt, found.salt)
@@ -152,6 +174,18 @@ class Judge:
             other = self._other.load(text, decoded.salt)
         if one.hash_list() != other.hash_list() or one.total_chars != other.total_chars:
             raise Disagreement("the text that is hashed is another")
+
+
+@contextmanager
+def width(*, is_wide: bool) -> Iterator[None]:
+    """Strings are read by the wide way, where the CPU has it, or by the portable one."""
+    native_body.use_wide(is_wide)
+    native_prefix.use_wide(is_wide)
+    try:
+        yield
+    finally:
+        native_body.use_wide(True)
+        native_prefix.use_wide(True)
 
 
 def _compare_features(found: Features, decoded: Features) -> None:

@@ -14,6 +14,9 @@ from pointsman.daemon.shm.spans cimport JSON_IDS, Spans, json_span
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
+cdef extern from "json_string.h":
+    void json_choose_width(bint is_wide_allowed)
+
 cdef extern from "body_scan.h":
     ctypedef struct bs_text:
         const unsigned char *p
@@ -36,6 +39,8 @@ cdef extern from *:
     static bs_result scratch;
     """
     bs_result scratch  # whoever holds the GIL
+
+json_choose_width(True)
 
 
 cdef class Features:
@@ -130,3 +135,8 @@ cdef int _put_prompt(Features found, bytes data, Py_ssize_t start) except -1:
         spans.ids = PyBytes_FromStringAndSize(<const char *> scratch.ids, scratch.ids_size)
     found.prompt = spans
     return 0
+
+
+def use_wide(bint is_allowed):
+    """Tests: whether strings may be scanned the wide way from now on (json_string.h)."""
+    json_choose_width(is_allowed)

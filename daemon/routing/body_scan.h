@@ -5,7 +5,7 @@
  * there twice, escapes in a key or in a name that it would have to resolve, surrogates without their other half, nesting
  * beyond BS_MAX_DEPTH, numbers that somebody might round, and prompts of shapes that nobody sends.
  *
- * Only string bytes are many; they are looked at 16 at a time where there is SSE2. Whatever lies behind `end` must be one
+ * Only string bytes are many; they are looked at 64 or 16 at a time (json_string.h). Whatever lies behind `end` must be one
  * readable NUL, as it is behind a bytes object: no token can go on there, so most tests for the end are not needed.
  *
  * Names of functions: `bs_skip_*` returns what stands behind a valid token, NULL when it is not certain of it.
@@ -22,6 +22,7 @@
 #endif
 
 #include "json_span.h"
+#include "json_string.h"
 
 enum {
     BS_MAX_DEPTH = 60,
@@ -58,37 +59,40 @@ static inline bs_at bs_space(bs_at p) {
     return p;
 }
 
-static inline int bs_hex(unsigned char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    c |= 32;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-static inline int bs_hex4(bs_at p) { /* a NUL among them ends the reading */
-    int value = 0;
-    for (int i = 0; i < 4; i++) {
-        int digit = bs_hex(p[i]);
-        if (digit < 0) return -1;
-        value = value << 4 | digit;
-    }
-    return value;
-}
-
-static const unsigned char bs_is_short_escape[256] = {
-    ['"'] = 1, ['\\'] = 1, ['/'] = 1, ['b'] = 1, ['f'] = 1, ['n'] = 1, ['r'] = 1, ['t'] = 1,
+/* What an ASCII character may be: behind a backslash, of \\uXXXX, as it stands. A backslash is plain, too: what it is, the
+ * next one says. */
+enum { BS_SHORT_ESCAPE = 1, BS_DIGIT = 2, BS_DIGIT_FROM_8 = 4, BS_PLAIN = 8 };
+#define BS_HEX (BS_PLAIN | BS_DIGIT)
+#define BS_HEX_FROM_8 (BS_HEX | BS_DIGIT_FROM_8)
+static const unsigned char bs_class[256] = {
+    [' ' ... '!'] = BS_PLAIN, ['"'] = BS_SHORT_ESCAPE, ['#' ... '.'] = BS_PLAIN, ['/'] = BS_PLAIN | BS_SHORT_ESCAPE,
+    ['0' ... '7'] = BS_HEX, ['8' ... '9'] = BS_HEX_FROM_8, [':' ... '@'] = BS_PLAIN,
+    ['A' ... 'F'] = BS_HEX_FROM_8, ['G' ... '['] = BS_PLAIN, ['\\'] = BS_PLAIN | BS_SHORT_ESCAPE, [']' ... '`'] = BS_PLAIN,
+    ['a'] = BS_HEX_FROM_8, ['b'] = BS_HEX_FROM_8 | BS_SHORT_ESCAPE, ['c' ... 'e'] = BS_HEX_FROM_8,
+    ['f'] = BS_HEX_FROM_8 | BS_SHORT_ESCAPE, ['g' ... 'm'] = BS_PLAIN, ['n'] = BS_PLAIN | BS_SHORT_ESCAPE,
+    ['o' ... 'q'] = BS_PLAIN, ['r'] = BS_PLAIN | BS_SHORT_ESCAPE, ['s'] = BS_PLAIN, ['t'] = BS_PLAIN | BS_SHORT_ESCAPE,
+    ['u' ... 0x7F] = BS_PLAIN,
 };
 
-/* `p` stands behind the backslash. */
-static bs_at bs_skip_escape(bs_at p) {
-    if (bs_is_short_escape[*p]) return p + 1;
+static inline int bs_is_short_escape(unsigned char c) { return bs_class[c] & BS_SHORT_ESCAPE; }
+
+/* `p` stands behind the backslash. A \\u takes those with it that follow it at once: they come in crowds. */
+static bs_at bs_skip_escape(bs_at p, bs_at end) {
+    if (bs_is_short_escape(*p)) return p + 1;
     if (*p != 'u') return NULL;
-    int code = bs_hex4(p + 1);
-    if (code < 0) return NULL;
-    p += 5;
-    if (code < 0xD800 || code > 0xDFFF) return p;
-    if (code > 0xDBFF || p[0] != '\\' || p[1] != 'u') return NULL;
-    code = bs_hex4(p + 2);
-    return code >= 0xDC00 && code <= 0xDFFF ? p + 6 : NULL;
+    for (;;) {
+        int code = json_hex4(p + 1, end);
+        if (code < 0) return NULL;
+        p += 5;
+        if (code >= 0xD800 && code <= 0xDFFF) {
+            if (code > 0xDBFF || p[0] != '\\' || p[1] != 'u') return NULL;
+            code = json_hex4(p + 2, end);
+            if (code < 0xDC00 || code > 0xDFFF) return NULL;
+            p += 6;
+        }
+        if (p[0] != '\\' || p[1] != 'u') return p;
+        p++;
+    }
 }
 
 static inline int bs_is_more(unsigned char c) { return (c & 0xC0) == 0x80; }
@@ -140,7 +144,7 @@ static inline bs_at bs_plain(bs_at p, bs_at end, int *has_escapes) {
             uint64_t marks = low | high << 32;
             do { /* line ends and quotes in a text: the way through them is not to be guessed by the CPU each time */
                 int at = __builtin_ctzll(marks);
-                if (p[at] != '\\' || !bs_is_short_escape[p[at + 1]]) return p + at;
+                if (p[at] != '\\' || !bs_is_short_escape(p[at + 1])) return p + at;
                 *has_escapes = 1;
                 if (at == 63) step = 65;
                 marks &= ~((uint64_t)3 << at);
@@ -158,14 +162,127 @@ static inline bs_at bs_plain(bs_at p, bs_at end, int *has_escapes) {
     return p;
 }
 
+#ifdef JSON_HAS_WIDE
+/* What the last bytes of a block of 64 ask of the next one's first, a bit for each. */
+typedef struct { uint64_t more, behind_e0, behind_ed, behind_f0, behind_f4; } bs_pending;
+
+/* Of a block the bytes that no UTF-8 has in such a place, as RFC 3629 has it. */
+static JSON_WIDE inline uint64_t bs_not_utf8(__m512i block, bs_pending *pending) {
+    uint64_t more = _mm512_cmplt_epi8_mask(block, _mm512_set1_epi8(-64)), leads = _mm512_movepi8_mask(block) & ~more;
+    uint64_t of_three = _mm512_cmpge_epu8_mask(block, _mm512_set1_epi8((char)0xE0)); /* or four */
+    uint64_t of_four = _mm512_cmpge_epu8_mask(block, _mm512_set1_epi8((char)0xF0));
+    uint64_t e0 = _mm512_cmpeq_epi8_mask(block, _mm512_set1_epi8((char)0xE0));
+    uint64_t ed = _mm512_cmpeq_epi8_mask(block, _mm512_set1_epi8((char)0xED));
+    uint64_t f0 = _mm512_cmpeq_epi8_mask(block, _mm512_set1_epi8((char)0xF0));
+    uint64_t f4 = _mm512_cmpeq_epi8_mask(block, _mm512_set1_epi8((char)0xF4));
+    uint64_t from_90 = _mm512_cmpge_epu8_mask(block, _mm512_set1_epi8((char)0x90));
+    uint64_t from_a0 = _mm512_cmpge_epu8_mask(block, _mm512_set1_epi8((char)0xA0));
+    uint64_t wrong = (leads << 1 | of_three << 2 | of_four << 3 | pending->more) ^ more;
+    wrong |= _mm512_mask_cmplt_epu8_mask(leads, block, _mm512_set1_epi8((char)0xC2));
+    wrong |= _mm512_cmpgt_epu8_mask(block, _mm512_set1_epi8((char)0xF4));
+    wrong |= (e0 << 1 | pending->behind_e0) & ~from_a0;
+    wrong |= (ed << 1 | pending->behind_ed) & from_a0;
+    wrong |= (f0 << 1 | pending->behind_f0) & ~from_90;
+    wrong |= (f4 << 1 | pending->behind_f4) & from_90;
+    *pending = (bs_pending){leads >> 63 | of_three >> 62 | of_four >> 61, e0 >> 63, ed >> 63, f0 >> 63, f4 >> 63};
+    return wrong;
+}
+
+/* Of the bytes `unicode` of a block, each the u of a \\uXXXX, those that are to be looked at one by one: without four digits in
+ * this block, or of a surrogate. */
+static JSON_WIDE inline uint64_t bs_odd_unicode(__m512i block, __m512i class, uint64_t unicode) {
+    uint64_t digits = _mm512_test_epi8_mask(class, _mm512_set1_epi8(BS_DIGIT));
+    uint64_t from_8 = _mm512_test_epi8_mask(class, _mm512_set1_epi8(BS_DIGIT_FROM_8));
+    uint64_t ds = _mm512_cmpeq_epi8_mask(_mm512_or_si512(block, _mm512_set1_epi8(32)), _mm512_set1_epi8('d'));
+    return unicode & (~(digits >> 1 & digits >> 2 & digits >> 3 & digits >> 4) | (ds >> 1 & from_8 >> 2));
+}
+
+enum { BS_CALM = 0xFF }; /* eight blocks of plain text: more is expected */
+
+/* Passes over plain text, four blocks at a time. */
+static JSON_WIDE inline bs_at bs_plain_wide(bs_at p, bs_at end) {
+    const __m512i quote = _mm512_set1_epi8('"'), backslash = _mm512_set1_epi8('\\'), space = _mm512_set1_epi8(' ');
+    for (; end - p >= 256; p += 256) {
+        __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64);
+        __m512i c = _mm512_loadu_si512(p + 128), d = _mm512_loadu_si512(p + 192);
+        __m512i least = _mm512_min_epi8(_mm512_min_epi8(a, b), _mm512_min_epi8(c, d)); /* signed: beyond ASCII is less, too */
+        __mmask64 special = _mm512_cmplt_epi8_mask(least, space);
+        special |= _mm512_cmpeq_epi8_mask(a, quote) | _mm512_cmpeq_epi8_mask(a, backslash);
+        special |= _mm512_cmpeq_epi8_mask(b, quote) | _mm512_cmpeq_epi8_mask(b, backslash);
+        special |= _mm512_cmpeq_epi8_mask(c, quote) | _mm512_cmpeq_epi8_mask(c, backslash);
+        special |= _mm512_cmpeq_epi8_mask(d, quote) | _mm512_cmpeq_epi8_mask(d, backslash);
+        if (special) break;
+    }
+    return p;
+}
+
+/* As `bs_skip_inside`. */
+static JSON_WIDE bs_at bs_skip_inside_wide(bs_at p, bs_at end, int *has_escapes) {
+    const __m512i low = _mm512_loadu_si512(bs_class), high = _mm512_loadu_si512(bs_class + 64);
+    const __m512i plain = _mm512_set1_epi8(BS_PLAIN), short_escape = _mm512_set1_epi8(BS_SHORT_ESCAPE);
+    uint64_t is_first_escaped = 0, backslashes_seen = 0;
+    bs_pending pending = {0};
+    uint32_t history = BS_CALM; /* a bit for a block, 1 = it had more than plain text; bit 0 is the last one's */
+    for (;;) {
+        __m512i block;
+        if (end - p >= 64) block = _mm512_loadu_si512(p);
+        else block = _mm512_maskz_loadu_epi8(_bzhi_u64(UINT64_MAX, (unsigned)(end - p)), p); /* NUL behind the end */
+        uint64_t backslashes = _mm512_cmpeq_epi8_mask(block, _mm512_set1_epi8('\\'));
+        uint64_t escaped = json_escaped(backslashes, &is_first_escaped);
+        uint64_t beyond_ascii = _mm512_movepi8_mask(block);
+        __m512i class = _mm512_maskz_permutex2var_epi8(~beyond_ascii, low, block, high); /* beyond ASCII: nothing */
+        uint64_t stops = _mm512_testn_epi8_mask(class, _mm512_mask_blend_epi8(escaped, plain, short_escape));
+        if (stops | pending.more) {
+            uint64_t unicode = _mm512_mask_cmpeq_epi8_mask(escaped, block, _mm512_set1_epi8('u'));
+            stops &= escaped | ~beyond_ascii;
+            if (unicode) stops ^= unicode ^ bs_odd_unicode(block, class, unicode);
+            /* Up to the first stop, which may not be inside of a character. */
+            if ((beyond_ascii | pending.more) && bs_not_utf8(block, &pending) & (stops ^ (stops - 1))) return NULL;
+        }
+        if (!stops) {
+            backslashes_seen |= backslashes;
+            p += 64;
+            history = history << 1 | ((backslashes | beyond_ascii) != 0);
+            if (!(history & BS_CALM)) {
+                p = bs_plain_wide(p, end);
+                history = BS_CALM;
+            }
+            continue;
+        }
+        unsigned stop = (unsigned)__builtin_ctzll(stops);
+        backslashes_seen |= _bzhi_u64(backslashes, stop);
+        p += stop;
+        if (!(escaped >> stop & 1)) {
+            *has_escapes |= backslashes_seen != 0;
+            return *p == '"' ? p : NULL;
+        }
+        if (*p != 'u') return NULL;
+        if (stop >= 60) p--; /* its digits are in the next block: once more, from its backslash on */
+        else if (!(p = bs_skip_escape(p, end))) return NULL;
+        is_first_escaped = 0;
+        pending = (bs_pending){0};
+    }
+}
+#endif
+
 /* `p` stands behind the opening quote; returns the closing one. */
 static inline bs_at bs_skip_inside(bs_at p, bs_at end, int *has_escapes) {
+#ifdef JSON_HAS_WIDE
+    if (json_is_wide) {
+        if (end - p >= 16) { /* most strings are keys and roles */
+            int first = _mm_movemask_epi8(bs_special(p));
+            p += first ? __builtin_ctz((unsigned)first) : 16;
+            if (*p == '"') return p;
+        }
+        return bs_skip_inside_wide(p, end, has_escapes);
+    }
+#endif
     for (;;) {
         p = bs_plain(p, end, has_escapes);
         if (*p == '"') return p;
         if (*p == '\\') {
             *has_escapes = 1;
-            p = bs_skip_escape(p + 1);
+            p = bs_skip_escape(p + 1, end);
         } else p = *p >= 0x80 ? bs_skip_utf8(p) : NULL;
         if (!p) return NULL;
     }

@@ -11,6 +11,9 @@ cdef extern from "prefix_hash.h" nogil:
     uint64_t px_next_text(const px_key *key, uint64_t previous, const unsigned char *p, size_t size)
     uint64_t px_next_id(const px_key *key, uint64_t previous, uint64_t id, uint64_t size)
 
+cdef extern from "json_string.h" nogil:
+    void json_choose_width(bint is_wide_allowed)
+
 cdef extern from "json_escape.h" nogil:
     size_t px_unescape(const unsigned char **p, const unsigned char *end, unsigned char *out, size_t room)
 

@@ -89,6 +89,8 @@ if (
 ):
     raise ImportError("prefix_layout.py and prefix_core.h do not agree on the records")
 
+json_choose_width(True)
+
 
 cdef inline int64_t thread_cpu_us() noexcept nogil:
     cdef timespec now
@@ -771,3 +773,8 @@ def abort_at(uint64_t step):
     """Kill tests: SIGKILL for this process at its `step`-th journalled store or commit from now on; 0 = never."""
     global px_abort_countdown
     px_abort_countdown = step
+
+
+def use_wide(bint is_allowed):
+    """Tests: whether escapes may be resolved the wide way from now on (json_string.h)."""
+    json_choose_width(is_allowed)

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointsman.daemon.routing.body import Features, scan
 from pointsman.scripts import fuzz_body
-from pointsman.scripts.fuzz_body import Disagreement, Judge, fuzz
+from pointsman.scripts.fuzz_body import Disagreement, Judge, fuzz, width
 
 KEYS = [*fuzz_body.KEYS, *fuzz_body.INNER_KEYS]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}]
@@ -99,6 +99,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from([key.decode() for key in KEYS]), values),
     st.booleans(),
@@ -112,17 +113,75 @@ def test_any_json_is_read_as_parsers_read_it(value: Any, is_ascii: bool, indent:
     Judge().judge(body)
 
 
+@settings(deadline=None)
 @given(st.binary() | st.from_regex(rb'\{"(text|model)": ?".{0,80}"[,}]?', fullmatch=True))
 def test_any_bytes_are_refused_or_read_as_parsers_read_them(body: bytes) -> None:
     Judge().judge(body)
 
 
-@pytest.mark.parametrize("piece", ['\\"', "\\\\", "\\n", "\\u00e9", "\\ud83d\\ude00", "é", "中", "😀"])
+SPECIAL_PIECES = [
+    *('\\"', "\\\\", "\\n", "\\u00e9", "\\ud83d\\ude00", "é", "中", "😀", "\x7f"),
+    *("\\u4e2d\\u6587" * 12, "\\\\" * 33, '\\\\\\"' * 12, "ééé中中😀" * 6, "\\n\\u00e9\\t" * 8),
+]
+WRONG_PIECES = [
+    *(
+        b"\\x",
+        b"\\",
+        b"\x1f",
+        b"\\\xc3\xa9",
+        b"\\u12",
+        b"\\u12g4",
+        b"\\u00\xc2\x82",
+        b"\\ud83d",
+        b"\\ude00",
+        b"\\ud83d\\u0041",
+    ),
+    *(
+        b"\x80",
+        b"\xc3",
+        b"\xc3\xc3\xa9",
+        b"\xc1\xbf",
+        b"\xe4\xb8",
+        b"\xe0\x9f\xbf",
+        b"\xed\xa0\x80",
+        b"\xf0\x8f\xbf\xbf",
+    ),
+    *(b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xf0\x9f\x98", b"\xe4\xb8\\n", b"\xff", b"\xc3\\u0041"),
+]
+
+
+@pytest.mark.parametrize("piece", SPECIAL_PIECES)
 def test_what_is_special_is_found_at_every_offset(piece: str) -> None:
     judge = Judge()
-    for width in range(150):
-        assert judge.judge(f'{{"text": "{"x" * width}{piece}{"y" * (width % 70)}", "model": "m"}}'.encode())
-        assert scan(f'{{"text": "{"x" * width}{piece}'.encode()) is None
+    for offset in range(150):
+        assert judge.judge(f'{{"text": "{"x" * offset}{piece}{"y" * (offset % 70)}", "model": "m"}}'.encode())
+        assert not judge.judge(f'{{"text": "{"x" * offset}{piece}'.encode())
+
+
+@pytest.mark.parametrize("piece", WRONG_PIECES)
+def test_what_is_wrong_is_found_at_every_offset(piece: bytes) -> None:
+    judge = Judge()
+    for offset in range(150):
+        for before in (b"", b"\\u00e9", b"\\n", "é".encode()):
+            text = before + b"x" * offset + piece + b"y" * (offset % 70)
+            assert not judge.judge(b'{"text": "%b", "model": "m"}' % text)
+
+
+def test_long_plain_texts_are_passed_over_up_to_what_is_special() -> None:
+    judge = Judge()
+    for offset in range(1100, 1500):
+        assert judge.judge(b'{"text": "%b\\n", "model": "m"}' % (b"x" * offset))
+        assert judge.judge(b'{"text": "%b"}' % (b"x" * offset))
+        assert not judge.judge(b'{"text": "%b\n"}' % (b"x" * offset))
+        assert not judge.judge(b'{"text": "%b\xff%b"}' % (b"x" * offset, b"y" * 300))
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_either_way_reads_bodies(is_wide: bool) -> None:
+    with width(is_wide=is_wide):
+        found = scan(b'{"model": "m", "text": "%b\\n"}' % (b"x" * 200))
+    assert found is not None
+    assert [bytes(part) for part in found.prompt] == [b'"%b\\n"' % (b"x" * 200)]
 
 
 def test_fuzzed_a_little() -> None:

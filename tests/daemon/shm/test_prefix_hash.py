@@ -1,11 +1,13 @@
 """The keyed hash: every bit matters, nothing collides, and how a text is cut into spans does not."""
 
+import json
 import random
 from array import array
 
 import pytest
 
 from pointsman.daemon.shm.prefix import HashChain
+from pointsman.scripts.fuzz_body import width
 
 
 def last_hash(text: bytes | bytearray, seed: int = 1, block_bytes: int = 512, salt: bytes = b"") -> int:
@@ -91,6 +93,105 @@ def test_spans_hash_like_their_concatenation() -> None:
         pieces = HashChain(7, 512).load_spans(spans, "m")
         assert pieces.hash_list() == whole.hash_list()
         assert (pieces.total_chars, pieces.block_chars) == (5000, 512)
+
+
+# Escapes as a client may write them, and what they stand for; half of a pair is written as if it were a character.
+ESCAPES = {
+    rb"\n": b"\n",
+    rb"\t": b"\t",
+    rb"\r": b"\r",
+    rb"\b": b"\b",
+    rb"\f": b"\f",
+    rb"\"": b'"',
+    b"\\\\": b"\\",
+    rb"\/": b"/",
+    rb"\u0041": b"A",
+    rb"\u0000": b"\0",
+    rb"\u007F": b"\x7f",
+    rb"\u00e9": "é".encode(),
+    rb"\u07ff": "\u07ff".encode(),
+    rb"\u0800": "\u0800".encode(),
+    rb"\u4E2d": "中".encode(),
+    rb"\uFFFF": "\uffff".encode(),
+    rb"\ud83d\ude00": "😀".encode(),
+    rb"\uD83D": b"\xed\xa0\xbd",
+    rb"\udE00": b"\xed\xb8\x80",
+    # No valid JSON, and yet always read alike.
+    rb"\x": b"x",
+    "\\é".encode(): "é".encode(),
+    rb"\u12_": b"u12_",
+    rb"\u00\n": b"u00\n",
+}
+PLAIN = [b"", b"x", b"n", b"u", b"/ ", "é".encode(), "中文".encode(), "😀".encode(), b"\x7f"]
+BUFFER = 4096
+"""bytes in which escapes are resolved at a time"""
+
+
+def check_text(raw: bytes, text: bytes) -> None:
+    """Either way, and in one string or in several, `raw` is hashed as `text`."""
+    wanted = HashChain(1, 64).load(text).hash_list()
+    for is_wide in (False, True):
+        with width(is_wide=is_wide):
+            assert HashChain(1, 64).load_json([b'"%b"' % raw]).hash_list() == wanted, (is_wide, raw)
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_an_escape_is_resolved_at_every_offset(escape: bytes) -> None:
+    text = ESCAPES[escape]
+    for offset in range(200):
+        for behind in (0, 1, 63, 130):
+            before, after = b"a" * offset, b"z" * behind
+            check_text(before + escape + after, before + text + after)
+        check_text(b"\\\\" * offset + escape, b"\\" * offset + text)
+        check_text((escape + b"a") * (offset // 4), (text + b"a") * (offset // 4))
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_an_escape_is_resolved_at_the_end_of_the_buffer(escape: bytes) -> None:
+    text = ESCAPES[escape]
+    for size in range(BUFFER - 210, BUFFER + 4):
+        check_text(b"a" * size + escape + b"z" * 100, b"a" * size + text + b"z" * 100)
+        many = escape + b"a"
+        check_text(b"a" * size + many * 60, b"a" * size + (text + b"a") * 60)
+
+
+def test_a_backslash_that_nothing_follows_is_one() -> None:
+    for size in range(140):
+        check_text(b"a" * size + b"\\", b"a" * size + b"\\")
+        check_text(b"\\\\" * size + b"\\", b"\\" * size + b"\\")
+    check_text(b"\\n" * BUFFER + b"\\", b"\n" * BUFFER + b"\\")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_texts_with_any_escapes_hash_like_what_they_stand_for(seed: int) -> None:
+    rng = random.Random(seed)
+    pieces = [*ESCAPES.items(), *((plain, plain) for plain in PLAIN)]
+    chain, whole = HashChain(3, 512), HashChain(3, 512)
+    for _ in range(150):
+        spans, text = [], b""
+        for _ in range(rng.choice([1, 1, 3])):
+            count = rng.choice([0, 1, 5, 30, 300, 3000])
+            run = b"a" * rng.choice([0, 0, 10, 70])
+            chosen = [(raw + run, meant + run) for raw, meant in rng.choices(rng.choices(pieces, k=4), k=count)]
+            # Halves of pairs that meet are a pair.
+            raws = b"".join(raw for raw, _ in chosen)
+            meant = b"".join(meant for _, meant in chosen).replace(b"\xed\xa0\xbd\xed\xb8\x80", "😀".encode())
+            spans.append(b'"%b"' % raws)
+            text += meant
+        wanted = whole.load(text, "m").hash_list()
+        for is_wide in (False, True):
+            with width(is_wide=is_wide):
+                assert chain.load_json(spans, "m").hash_list() == wanted
+            assert chain.total_chars == len(text)
+
+
+@pytest.mark.parametrize("is_ascii", [False, True])
+def test_json_hashes_like_its_text(is_ascii: bool) -> None:
+    rng = random.Random(5)
+    for _ in range(200):
+        characters = rng.sample(["a", " ", "\n", '"', "\\", "/", "é", "中", "😀", "\x01", "\x7f", "\uffff"], k=4)
+        text = "".join(rng.choices(characters, k=rng.choice([1, 60, 700, 5000])))
+        check_text(json.dumps(text, ensure_ascii=is_ascii)[1:-1].encode(), text.encode())
 
 
 def test_ids_from_a_list_and_from_a_buffer_are_the_same() -> None:
