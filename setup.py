@@ -43,11 +43,16 @@ def describe_extension(path: Path) -> Extension:
 
 
 # Here and not in the heads of the sources: what a source says itself, a debug build could not change.
-native: dict[str, object] = {"language_level": 3, "boundscheck": IS_DEBUG, "wraparound": False}
+native: dict[str, object] = {"language_level": 3, "boundscheck": IS_DEBUG, "wraparound": False, "auto_pickle": False}
 if IS_DEBUG:
     native |= {"nonecheck": True, "initializedcheck": True}
 # Python stays Python: annotations are for the type checker, what is a C type the .pxd files say.
-augmented: dict[str, object] = {"language_level": 3, "annotation_typing": False, "nonecheck": IS_DEBUG}
+augmented: dict[str, object] = {
+    "language_level": 3,
+    "annotation_typing": False,
+    "auto_pickle": False,
+    "nonecheck": IS_DEBUG,
+}
 
 
 def compiled(suffix: str, directives: dict[str, object]) -> list[Extension]:

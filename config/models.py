@@ -228,6 +228,12 @@ class ServeConfig(BaseSettings):
     request_timeout_s: float = _seconds("request_timeout_s", "from a request to the end of its answer", least=0.001)
     pool_idle_timeout_s: float = _seconds("pool_idle_timeout_s", "an idle connection to a worker is kept")
     pool_max_idle: int = _key("pool_max_idle", "idle connections kept per worker and shard", ge=0, le=65535)
+    stream_coalesce_us: int = _key(
+        "stream_coalesce_us",
+        "how long events of streams wait for each other while a shard has many of them (microseconds; 0: none waits)",
+        ge=0,
+        le=20_000,
+    )
 
     retry_max_retries: int = _key("retry_max_retries", "attempts of a request, the first included", ge=0, le=100)
     retry_initial_backoff_ms: float = _key(

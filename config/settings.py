@@ -130,6 +130,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """below the 5 s after which uvicorn (vLLM, SGLang) closes an idle connection"""
     pool_max_idle: int = 512
     """idle connections kept per worker and shard"""
+    stream_coalesce_us: int = 1000
+    """how long events of streams wait for each other while a shard has many of them; 0: none waits"""
 
     # resilience, where profiles.json says nothing else (config.resilience); names of SGLang's flags
     retry_max_retries: int = 5

@@ -90,6 +90,7 @@ class Shard:
         self.loop.add_reader(self._channel.fileno(), self._messages)
         self.loop.add_signal_handler(signal.SIGTERM, self.drain)
         await self._stopped.wait()
+        self.context.upstreams.close()
         self.context.flush_log()
 
     # --- periodic

@@ -719,7 +719,7 @@ class Exchange(Routed):
         if self.first_byte_at == 0.0 and self.head is not None:
             self._first_byte(self.head)
         if not self._is_unchunked:
-            self.write_raw = transport.write
+            self.sink = transport
         return end
 
     def _first_byte(self, head: ResponseHead) -> None:
@@ -848,7 +848,7 @@ class Exchange(Routed):
         if self.booked is not None:
             self.context.chooser.first_token(self.booked, self.context.now())
         if self.has_paused_upstream:
-            upstream.transport.pause_reading()
+            upstream.pause_reading()
         elif self.client.is_write_paused:
             self.pause_upstream()
         self._tell(CONTINUED_THERE if worker.slot in self._failed else CONTINUED)
@@ -952,7 +952,7 @@ class Exchange(Routed):
     def pause_upstream(self) -> None:
         if self.upstream is not None and not self.has_paused_upstream:
             self.has_paused_upstream = True
-            self.upstream.transport.pause_reading()
+            self.upstream.pause_reading()
             self.context.wheel.arm(self, min(self.watch.stalled(self.context.now()), self.watch.ends_at))
 
     def resume_upstream(self) -> None:
@@ -962,7 +962,7 @@ class Exchange(Routed):
             self.watch.reads_again(now)
             self._watch_again(now)
             if self.upstream is not None:
-                self.upstream.transport.resume_reading()
+                self.upstream.resume_reading()
 
     # --- endings
 

@@ -13,12 +13,14 @@ cdef class BodyFraming:
     cdef int at
     cdef readonly uint64_t left
     cdef readonly bint is_done, ends_with_connection
-    cdef bytes _tail, _line
-    cdef bytes _data
-    cdef Py_ssize_t _start, _end
+    cdef bytes _line
+    cdef unsigned char _tail[4]
+    cdef int _tail_bytes
     cdef Py_ssize_t _trailer_bytes
 
-    cpdef bint take_one_chunk(self, bytes data) except -1
+    cpdef Py_ssize_t take_chunks(self, bytes data) noexcept
+    cdef Py_ssize_t take_chunks_at(self, const unsigned char *p, Py_ssize_t size) noexcept
+    cdef int _keep_tail(self, const unsigned char *p, Py_ssize_t size) noexcept
     cpdef Py_ssize_t feed(self, bytes data, Py_ssize_t position=*, list pieces=*) except -1
     cdef int _take(self, bytes data, Py_ssize_t start, Py_ssize_t end, list pieces) except -1
     cdef bytes _take_line(self, bytes data, Py_ssize_t *position)

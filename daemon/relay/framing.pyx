@@ -7,7 +7,9 @@ Strict where laxness would let two readers disagree: chunk sizes are plain hex d
 """
 from enum import IntEnum
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy, memmove
 
 
 class FramingError(Exception):
@@ -72,7 +74,7 @@ cdef class BodyFraming:
         self.is_done = self.at == AT_END
         self.ends_with_connection = state == TO_CLOSE
         self.left = length
-        self._tail = self._line = self._data = b""  # the last payload read: `tail` costs nothing until somebody asks
+        self._line = b""
 
     @property
     def state(self):
@@ -85,14 +87,24 @@ cdef class BodyFraming:
     @property
     def tail(self):
         """The last payload bytes (up to 4): enough to know whether an SSE line or event is open."""
-        cdef Py_ssize_t start = max(self._start, self._end - TAIL_BYTES)
-        return (self._tail + self._data[start : self._end])[max(len(self._tail) + self._end - start - TAIL_BYTES, 0) :]
+        return PyBytes_FromStringAndSize(<char *> self._tail, self._tail_bytes)
+
+    cdef int _keep_tail(self, const unsigned char *p, Py_ssize_t size) noexcept:
+        """Of payload that has been read."""
+        cdef int kept
+        if size < TAIL_BYTES:
+            kept = min(self._tail_bytes, TAIL_BYTES - <int> size)
+            memmove(self._tail, self._tail + self._tail_bytes - kept, kept)
+            memcpy(self._tail + kept, p, size)
+            self._tail_bytes = kept + <int> size
+        else:
+            memcpy(self._tail, p + size - TAIL_BYTES, TAIL_BYTES)
+            self._tail_bytes = TAIL_BYTES
+        return 0
 
     cdef int _take(self, bytes data, Py_ssize_t start, Py_ssize_t end, list pieces) except -1:
         """`data[start:end]` is payload."""
-        if end - start < TAIL_BYTES:  # too short to stand for the tail alone
-            self._tail = self.tail
-        self._data, self._start, self._end = data, start, end
+        self._keep_tail(<const unsigned char *> <const char *> data + start, end - start)
         if pieces is not None:
             pieces.append(data[start:end])
         return 0
@@ -101,19 +113,32 @@ cdef class BodyFraming:
         """After a FramingError nobody knows which of the bytes the client has: it counts as inside a chunk."""
         self.at, self.left, self.is_done, self.ends_with_connection = IN_LENGTH, 1, False, False
 
-    cpdef bint take_one_chunk(self, bytes data) except -1:
-        """Whether `data` is exactly one chunk: then it is taken, at the least cost.
+    cpdef Py_ssize_t take_chunks(self, bytes data) noexcept:
+        """How many chunks `data` is, if it is nothing but whole chunks: then they are taken, at the least cost.
 
-        That is what a streaming engine writes for an event, thousands of times a second. False: call `feed`.
+        That is what a streaming engine writes for an event, thousands of times a second. 0: call `feed`.
         """
-        cdef Py_ssize_t size = len(data), start = 0, end
+        return self.take_chunks_at(<const unsigned char *> <const char *> data, len(data))
+
+    cdef Py_ssize_t take_chunks_at(self, const unsigned char *p, Py_ssize_t size) noexcept:
+        cdef Py_ssize_t position = 0, chunks = 0, start = 0, end = 0
         if self.at != IN_CHUNK_SIZE or self._line:
-            return False
-        end = _whole_chunk(<const unsigned char *> <const char *> data, 0, size, &start)
-        if end < 0 or end + 2 != size:
-            return False
-        self._take(data, start, end, None)
-        return True
+            return 0
+        while position < size:
+            end = _whole_chunk(p, position, size, &start)
+            if end < 0:
+                return 0
+            chunks += 1
+            position = end + 2
+        if end - start >= TAIL_BYTES:
+            self._keep_tail(p + start, end - start)
+            return chunks
+        position = 0
+        while position < size:  # the last one is too short to stand for the tail alone
+            end = _whole_chunk(p, position, size, &start)
+            self._keep_tail(p + start, end - start)
+            position = end + 2
+        return chunks
 
     cpdef Py_ssize_t feed(self, bytes data, Py_ssize_t position=0, list pieces=None) except -1:
         """Consume from `position`; returns the position after the last byte that belongs to this message.

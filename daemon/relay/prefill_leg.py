@@ -13,7 +13,8 @@ from pointsman.daemon.pd.legs import Broken, Finished, FirstByte, Headed, Leg
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead
-from pointsman.daemon.relay.upstream import Receiver, UpstreamConnection
+from pointsman.daemon.relay.receiver import Receiver
+from pointsman.daemon.relay.upstream import UpstreamConnection
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 from pointsman.daemon.shm import layout as at
 

@@ -3,7 +3,8 @@ from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
 from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.routes cimport Route
-from pointsman.daemon.relay.upstream cimport Receiver, UpstreamConnection
+from pointsman.daemon.relay.receiver cimport Receiver
+from pointsman.daemon.relay.upstream cimport UpstreamConnection
 from pointsman.daemon.relay.usage cimport Usage
 from pointsman.daemon.routing.body cimport Features
 from pointsman.daemon.routing.table cimport Plan, Pool, RoutingTable

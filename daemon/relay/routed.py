@@ -11,8 +11,9 @@ from pointsman.daemon.errors import Fault, RequestError
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.receiver import Receiver
 from pointsman.daemon.relay.routes import Route
-from pointsman.daemon.relay.upstream import Receiver, UpstreamConnection
+from pointsman.daemon.relay.upstream import UpstreamConnection
 from pointsman.daemon.relay.usage import NO_USAGE, Usage
 from pointsman.daemon.routing.body import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable

@@ -2,23 +2,9 @@ cimport cython
 
 from pointsman.daemon.relay.framing cimport BodyFraming
 from pointsman.daemon.relay.heads cimport ResponseHead
-from pointsman.daemon.relay.wheel cimport Armed
+from pointsman.daemon.relay.receiver cimport Receiver
+from pointsman.daemon.relay.stream_poll cimport Polled, StreamPoll
 from pointsman.daemon.relay.usage cimport holds_counts
-
-cdef class Receiver(Armed):
-    cdef public bytes method, usage_data
-    cdef public object write_raw
-    cdef public long long bytes_out, events
-    cdef public bint has_paused_upstream
-
-    cpdef Py_ssize_t head_received(
-        self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position
-    ) except? -2
-    cpdef Py_ssize_t body_received(self, BodyFraming framing, bytes data, Py_ssize_t position) except? -2
-    cpdef interim_received(self, ResponseHead head)
-    cpdef answer_complete(self)
-    cpdef closed_unanswered(self, bint was_reused)
-    cpdef answer_broken(self, str reason)
 
 cdef class UpstreamConnection:
     cdef public UpstreamPool pool
@@ -30,10 +16,16 @@ cdef class UpstreamConnection:
     cdef bytes _buffer
     cdef ResponseHead _head
     cdef list _outgoing
+    cdef Polled _polled
 
     cpdef send(self, Receiver exchange, bytes head, body)
     cpdef flush(self)
     cpdef abandon(self)
+    cpdef pause_reading(self)
+    cpdef resume_reading(self)
+    cdef _let_go(self)
+    cpdef read_by_loop(self)
+    cdef _join_poll(self, Receiver exchange, BodyFraming framing)
     cpdef set_aside(self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position)
     cdef _head_received(self, Receiver exchange, bytes data)
     cdef _message_done(self, Receiver exchange, bint has_surplus)
@@ -62,6 +54,7 @@ cdef class UpstreamPools:
     cdef dict _pools
     cdef public object trust
     cdef list _sending
+    cdef readonly StreamPoll poll
     cdef UpstreamPool _last
 
     cpdef send_soon(self, UpstreamConnection connection)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -18,8 +18,9 @@ from pointsman.config.snapshot import WorkerSpec
 from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
+from pointsman.daemon.relay.receiver import Receiver
+from pointsman.daemon.relay.stream_poll import Polled, StreamPoll
 from pointsman.daemon.relay.usage import holds_counts
-from pointsman.daemon.relay.wheel import Armed
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.decisions import key_of
 from pointsman.daemon.shm.native import monotonic
@@ -29,45 +30,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 65536
 REFUSED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
-
-
-class Receiver(Armed):
-    """Who asked a worker: what its answer is told to, in this order: `head_received` once, `body_received` and
-    `write_raw` as often as it takes, and one of the other three at the end.
-    """
-
-    method: bytes
-    """of the request"""
-    write_raw: Callable[[bytes], None] | None
-    """how an event goes to the client once the answer is under way, if its bytes go as they are"""
-    bytes_out: int
-    events: int
-    usage_data: bytes
-    """the last piece of the answer that holds token counts"""
-    has_paused_upstream: bool
-
-    def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
-        """Returns the position after this message's bytes in `data`, or NOT_TAKEN."""
-        raise NotImplementedError
-
-    def body_received(self, framing: BodyFraming, data: bytes, position: int) -> int:
-        """Returns what `head_received` does."""
-        raise NotImplementedError
-
-    def interim_received(self, head: ResponseHead) -> None:
-        """A 1xx, before the head."""
-        raise NotImplementedError
-
-    def answer_complete(self) -> None:
-        """The connection is its pool's again."""
-        raise NotImplementedError
-
-    def closed_unanswered(self, was_reused: bool) -> None:
-        """Without one byte of an answer."""
-        raise NotImplementedError
-
-    def answer_broken(self, reason: str) -> None:
-        raise NotImplementedError
 
 
 class UpstreamConnection:
@@ -83,6 +45,7 @@ class UpstreamConnection:
         self._buffer = b""
         self._head: ResponseHead | None = None
         self._outgoing: list[bytes | memoryview] = []
+        self._polled: Polled | None = None
 
     # --- from the exchange
 
@@ -101,12 +64,40 @@ class UpstreamConnection:
 
     def abandon(self) -> None:
         """The exchange wants nothing more of this answer: the worker sees its connection closed."""
-        self.exchange = None
+        self._let_go()
         self.transport.abort()
+
+    def pause_reading(self) -> None:
+        if self._polled is None:
+            self.transport.pause_reading()
+        else:
+            self.pool.pools.poll.hold(self._polled)
+
+    def resume_reading(self) -> None:
+        if self._polled is None:
+            self.transport.resume_reading()
+        else:
+            self.pool.pools.poll.release(self._polled)
+
+    def _let_go(self) -> None:
+        """Of the request, however it ended."""
+        self.exchange = None
+        if self._polled is not None:
+            self.pool.pools.poll.leave(self._polled)
+            self._polled = None
+
+    # --- from the poll
+
+    def read_by_loop(self) -> None:
+        """Again: it meets what cannot be read as a stream's events."""
+        if self._polled is not None:
+            self.pool.pools.poll.leave(self._polled)
+            self._polled = None
+        self.transport.resume_reading()
 
     def set_aside(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> None:
         """The exchange does not want this answer; if all of it is here the connection can be used again."""
-        self.exchange = None
+        self._let_go()
         try:
             end = framing.feed(data, position)
         except FramingError:
@@ -130,13 +121,17 @@ class UpstreamConnection:
             self.transport.abort()
             return
         framing = self.framing
-        if framing is not None and exchange.write_raw is not None and framing.take_one_chunk(data):
-            exchange.bytes_out += len(data)
-            exchange.events += 1
-            if holds_counts(data):
-                exchange.usage_data = data
-            exchange.write_raw(data)
-            return
+        if framing is not None and exchange.sink is not None:
+            chunks = framing.take_chunks(data)
+            if chunks:
+                exchange.bytes_out += len(data)
+                exchange.events += chunks
+                if holds_counts(data):
+                    exchange.usage_data = data
+                exchange.sink.write(data)
+                if self._polled is None:
+                    self._join_poll(exchange, framing)
+                return
         try:
             if framing is None:
                 self._head_received(exchange, data)
@@ -154,6 +149,11 @@ class UpstreamConnection:
             return
         if framing.is_done:
             self._message_done(exchange, end < len(data))
+
+    def _join_poll(self, exchange: Receiver, framing: BodyFraming) -> None:
+        poll = self.pool.pools.poll
+        if poll.is_worth(exchange.events) and self.exchange is not None and not exchange.has_paused_upstream:
+            self._polled = poll.join(self, exchange, framing, self.transport)
 
     def _head_received(self, exchange: Receiver, data: bytes) -> None:
         if self._buffer:
@@ -184,9 +184,9 @@ class UpstreamConnection:
         head, transport = self._head, self.transport
         assert head is not None
         may_reuse = head.keeps_alive and not has_surplus and transport.get_write_buffer_size() == 0
-        self.exchange = None
-        if exchange.has_paused_upstream:
-            transport.resume_reading()
+        if exchange.has_paused_upstream or self._polled is not None:
+            self.read_by_loop()
+        self._let_go()
         if may_reuse:
             self.pool.put(self)
         else:
@@ -199,7 +199,8 @@ class UpstreamConnection:
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.context.count(at.G_UPSTREAM_CONNECTIONS, -1)
         self.pool.discard(self)
-        exchange, self.exchange = self.exchange, None
+        exchange = self.exchange
+        self._let_go()
         if exchange is None:
             return
         framing = self.framing
@@ -320,9 +321,13 @@ class UpstreamPools:
         self._context = context
         self._pools: dict[str, UpstreamPool] = {}
         self.trust = WorkerTrust(lambda: context.table().snapshot.worker_ca)
+        self.poll = StreamPoll(context.loop, context.settings.stream_coalesce_us * 1e-6, self._round_began)
         self._sending: list[UpstreamConnection] = []
         self._last: UpstreamPool | None = None
         """who was asked for last, which is asked for again until its request has ended"""
+
+    def _round_began(self) -> None:
+        self._context.count(at.G_STREAM_ROUNDS)
 
     def send_soon(self, connection: UpstreamConnection) -> None:
         """Requests of one turn of the event loop go out together, when all that had arrived is parsed.
@@ -363,6 +368,9 @@ class UpstreamPools:
         live = {worker.id for worker in workers}
         for gone in self._pools.keys() - live:
             self._pools.pop(gone).close()
+
+    def close(self) -> None:
+        self.poll.close()
 
     def close_idle(self, before: float) -> None:
         for pool in self._pools.values():

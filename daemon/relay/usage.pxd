@@ -3,3 +3,4 @@ cdef class Usage:
 
 cpdef Usage read_usage(bytes data)
 cpdef bint holds_counts(bytes data) noexcept
+cdef bint counts_in(const char *data, size_t size) noexcept

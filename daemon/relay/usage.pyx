@@ -34,7 +34,11 @@ NO_USAGE = Usage()
 
 cpdef bint holds_counts(bytes data) noexcept:
     """Whether this piece of an answer may hold a count. (`in` of two bytes objects first raises and drops an error.)"""
-    return memmem(<const char *> data, len(data), b'_tokens"', NEEDLE) != NULL
+    return counts_in(<const char *> data, len(data))
+
+
+cdef bint counts_in(const char *data, size_t size) noexcept:
+    return memmem(data, size, b'_tokens"', NEEDLE) != NULL
 
 
 cdef inline bint _is(const char *end, size_t room, const char *name, size_t size) noexcept:

@@ -100,6 +100,7 @@ G_RETRIES, G_RETRIES_EXHAUSTED, G_BUDGET_EMPTY, G_QUEUE_FULL, G_QUEUE_TIMEOUT, G
 G_BREAKER_REFUSED = 34
 G_TIMEOUTS = 35  # one word each, in the order of resilience.timeouts.Deadline
 G_CONTINUATIONS = 41
+G_STREAM_ROUNDS = 42
 G_CACHE_HITS, G_CACHE_MISSES, G_LOAD_BALANCING, G_DEGRADED, G_UNBOOKED, G_UNLOCKED, G_UNINDEXED = range(21, 28)
 
 # bookings in flight per shard; with more, requests go on unbooked, counted

@@ -195,6 +195,7 @@ _COUNTERS = (
     (at.G_CLIENT_DISCONNECTS, "pointsman_client_disconnects", "Requests whose client left before the answer's end."),
     (at.G_UPSTREAM_RESENDS, "pointsman_upstream_resends", "Requests sent again: the kept connection was closed."),
     (at.G_PROFILE_FALLBACKS, "pointsman_profile_fallbacks", "Requests that named a profile which does not exist."),
+    (at.G_STREAM_ROUNDS, "pointsman_stream_rounds", "Looks at all streams, while events were too many for one each."),
     (at.G_SERIES_FULL, "pointsman_series_full", "Requests counted under another model: the table is full."),
 )
 

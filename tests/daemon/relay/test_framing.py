@@ -117,24 +117,54 @@ def test_a_spoiled_body_never_counts_as_between_chunks() -> None:
     assert (framing.is_between_chunks, framing.is_done) == (False, False)
 
 
-@given(payloads.filter(bool), st.integers(0, 3))
-def test_one_chunk_at_a_time_is_the_same(pieces: list[bytes], warm: int) -> None:
+def in_chunks(pieces: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+
+
+@given(payloads.filter(bool), st.data())
+def test_whole_chunks_are_taken_as_if_fed(pieces: list[bytes], data: st.DataObject) -> None:
     plain, quick = BodyFraming(State.CHUNK_SIZE), BodyFraming(State.CHUNK_SIZE)
-    for _ in range(warm):
-        BodyFraming(State.CHUNK_SIZE).feed(chunked(pieces))
-    for piece in pieces:
-        raw = b"%x\r\n%b\r\n" % (len(piece), piece)
-        plain.feed(raw)
-        if not quick.take_one_chunk(raw):
-            quick.feed(raw)
+    while pieces:
+        count = data.draw(st.integers(1, len(pieces)))
+        now, pieces = pieces[:count], pieces[count:]
+        plain.feed(in_chunks(now))
+        assert quick.take_chunks(in_chunks(now)) == count
         assert (quick.tail, quick.is_between_chunks, quick.is_done) == (plain.tail, True, False)
 
 
+@given(payloads.filter(bool), st.data())
+def test_reads_of_any_size_may_be_offered_first(pieces: list[bytes], data: st.DataObject) -> None:
+    plain, quick = BodyFraming(State.CHUNK_SIZE), BodyFraming(State.CHUNK_SIZE)
+    raw = chunked(pieces)
+    while raw:
+        size = data.draw(st.integers(1, len(raw)))
+        now, raw = raw[:size], raw[size:]
+        plain.feed(now)
+        if not quick.take_chunks(now):
+            quick.feed(now)
+        assert (quick.tail, quick.state, quick.left, quick.is_done) == (
+            plain.tail,
+            plain.state,
+            plain.left,
+            plain.is_done,
+        )
+
+
 @pytest.mark.parametrize(
-    "raw", [b"5\r\nhelloXX", b"5\r\nhell\r\n", b"5\r\nhelloo\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"0\r\n\r\n", b""]
+    "raw",
+    [
+        b"5\r\nhelloXX",
+        b"5\r\nhell\r\n",
+        b"5\r\nhelloo\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n5\r\nhel",
+        b"5\r\nhello\r\n5",
+        b"0\r\n\r\n",
+        b"",
+    ],
 )
-def test_what_is_not_exactly_one_chunk_is_left_to_feed(raw: bytes) -> None:
-    BodyFraming(State.CHUNK_SIZE).feed(b"5\r\nhello\r\n")
+def test_what_is_not_whole_chunks_is_left_to_feed(raw: bytes) -> None:
     framing = BodyFraming(State.CHUNK_SIZE)
-    assert not framing.take_one_chunk(raw)
-    assert framing.is_between_chunks
+    framing.feed(b"5\r\nhello\r\n")
+    assert framing.take_chunks(raw) == 0
+    assert (framing.tail, framing.is_between_chunks) == (b"ello", True)

@@ -303,6 +303,7 @@ def test_a_shard_is_up_while_it_serves_and_beats(segment: Segment) -> None:
         (at.G_CLIENT_DISCONNECTS, "client_disconnects"),
         (at.G_UPSTREAM_RESENDS, "upstream_resends"),
         (at.G_PROFILE_FALLBACKS, "profile_fallbacks"),
+        (at.G_STREAM_ROUNDS, "stream_rounds"),
         (at.G_SERIES_FULL, "series_full"),
     ],
 )

@@ -1,0 +1,315 @@
+"""Streams under way, read by the shard itself: each event at once while they are few, in rounds while they are many.
+
+Theory of operation. What an event of a stream costs is mostly that the process is woken for it. Thousands come in a
+second, from hundreds of streams, and nobody sees whether one came a millisecond later. So it is done as network drivers
+do with packets (NAPI): interrupts while little happens, polling while much does.
+
+A stream joins when some events have passed as they are, in whole chunks, from a plain socket to a plain socket. The
+event loop stops reading its source; an epoll set of ours watches that instead.
+
+    at once     the set is one descriptor in the event loop: an event wakes the shard, and all that is there is read
+    in rounds   nobody is woken; a timer looks into the set once in `round_s`, which is what an event waits at most
+
+When wakings come twice as often as rounds would, rounds begin; when a round finds less than one stream with news, on
+average, they end. A round reads each socket once: several events of a stream that came meanwhile are one read and one
+write.
+
+What is not a number of whole chunks (the end of an answer, a chunk in two pieces, nonsense) is given to the
+connection's `data_received` as if the event loop had read it, so there is one place that knows what an answer may be.
+When the source has ended or failed, it is the event loop's again, which meets that by itself. What the sink does not take
+at once goes to its transport, which keeps it and tells when there is too much: back-pressure is the transport's, too.
+
+Both sockets are duplicates of the transports' (dup): a transport that closes by itself leaves a number that the next
+connection gets, and an event must not go there. They are closed when the stream leaves, whose connection does that
+wherever it lets go of its request. A source's socket that has no duplicate for want of descriptors stays where it is.
+"""
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.time cimport time_t
+
+from pointsman.daemon.relay.framing cimport BodyFraming
+from pointsman.daemon.relay.receiver cimport Receiver
+from pointsman.daemon.relay.usage cimport counts_in
+from pointsman.daemon.shm.native cimport monotonic
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint32_t u32
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int most, int timeout_ms)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    cdef struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    cdef struct itimerspec:
+        timespec it_interval, it_value
+    int TFD_CLOEXEC, TFD_NONBLOCK
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT, MSG_NOSIGNAL
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *buffer, size_t size, int flags)
+
+cdef extern from "<fcntl.h>" nogil:
+    int F_DUPFD_CLOEXEC
+    int fcntl(int fd, int command, ...)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void *buffer, size_t size)
+
+cdef enum:
+    JOINS_AFTER = 4  # events: a shorter stream would not earn the calls that joining costs
+    MOST_READY = 8  # streams that are read before the event loop looks after requests
+    BUFFER_BYTES = 65536
+    REST_ROUNDS = 3  # between two reads of one stream: fewer would not be seen, in text that comes that fast
+
+cdef double WEIGHT = 0.125  # of what was seen last, in the averages
+
+# One for the process: nothing of it is needed when the next is read.
+cdef unsigned char buffer[BUFFER_BYTES]
+cdef epoll_event ready[MOST_READY]
+
+
+cdef class Polled:
+    """A stream that has joined."""
+
+
+cdef class StreamPoll:
+    """`round_s`: how long an event waits at most while there are many; 0: no stream ever joins. `round_began` is called
+    for each round.
+
+    Nothing is opened before the first stream joins.
+    """
+
+    def __init__(self, loop, double round_s, round_began):
+        self._loop = loop
+        self._round_s = round_s
+        self._round_began = round_began
+        self._epoll = self._timer = -1
+        self._polled = []
+        self._free = []
+        self._gap_s = 1.0
+
+    def __len__(self):
+        return self._count
+
+    cdef bint is_worth(self, long long events) noexcept:
+        """Whether a stream that has had so many events would gain by joining."""
+        return events >= JOINS_AFTER and self._round_s > 0
+
+    cpdef Polled join(self, connection, Receiver receiver, BodyFraming framing, source):
+        """From now on what `source` (a transport) receives goes to `receiver.sink`; None if one of them is not a plain
+        socket, or there are no descriptors left.
+        """
+        cdef Polled polled
+        sink = receiver.sink
+        if source.get_extra_info("sslcontext") is not None or sink.get_extra_info("sslcontext") is not None:
+            return None
+        source_socket, sink_socket = source.get_extra_info("socket"), sink.get_extra_info("socket")
+        if source_socket is None or sink_socket is None:
+            return None
+        if self._epoll < 0:
+            self._open()
+        polled = Polled()
+        polled.source_fd = fcntl(source_socket.fileno(), F_DUPFD_CLOEXEC, 0)
+        polled.sink_fd = fcntl(sink_socket.fileno(), F_DUPFD_CLOEXEC, 0)
+        if polled.source_fd < 0 or polled.sink_fd < 0:
+            _close(polled)
+            return None
+        polled.connection, polled.receiver, polled.framing = connection, receiver, framing
+        polled.sink, polled.unsent, polled.may_be_behind = sink, sink.get_write_buffer_size, True
+        if self._free:
+            polled.slot = self._free.pop()
+            self._polled[polled.slot] = polled
+        else:
+            polled.slot = len(self._polled)
+            self._polled.append(polled)
+        self._count += 1
+        source.pause_reading()
+        self._watch(EPOLL_CTL_ADD, polled)
+        return polled
+
+    cpdef leave(self, Polled polled):
+        """The event loop does not read for it again by itself: that is for the connection to say. May be said twice."""
+        if polled.connection is None:
+            return
+        if not polled.is_held:
+            self._watch(EPOLL_CTL_DEL, polled)
+        _close(polled)
+        self._polled[polled.slot] = None
+        self._free.append(polled.slot)
+        self._count -= 1
+        polled.connection = polled.receiver = None
+
+    cpdef hold(self, Polled polled):
+        """Read no more, until `release`."""
+        if not polled.is_held and polled.connection is not None:
+            polled.is_held = True
+            self._watch(EPOLL_CTL_DEL, polled)
+
+    cpdef release(self, Polled polled):
+        if polled.is_held and polled.connection is not None:
+            polled.is_held = False
+            self._watch(EPOLL_CTL_ADD, polled)
+
+    def close(self):
+        """Forget all streams."""
+        cdef Polled polled
+        for polled in [polled for polled in self._polled if polled is not None]:
+            self.leave(polled)
+        if self._epoll >= 0:
+            self._loop.remove_reader(self._timer)
+            self._loop.remove_reader(self._epoll)
+            close(self._timer)
+            close(self._epoll)
+            self._epoll = self._timer = -1
+
+    # --- what is read
+
+    cdef int _read_ready(self) except -1:
+        """Whoever has something to read is read once; returns how many these were."""
+        cdef int count = epoll_wait(self._epoll, ready, MOST_READY, 0), i
+        cdef Polled polled
+        for i in range(count):
+            polled = self._polled[ready[i].data.u32]
+            if polled is None:
+                continue  # what came before in this round has ended it
+            if self.is_in_rounds and self.rounds - polled.read_in < REST_ROUNDS:
+                continue
+            polled.read_in = self.rounds
+            try:
+                self._read(polled)
+            except Exception as error:  # what the event loop does about a protocol that fails
+                connection = polled.connection
+                self._loop.call_exception_handler({"message": "a polled stream failed", "exception": error})
+                if connection is not None:
+                    connection.transport.abort()
+        return max(count, 0)
+
+    cdef _read(self, Polled polled):
+        cdef Receiver receiver = polled.receiver
+        cdef Py_ssize_t size = recv(polled.source_fd, buffer, BUFFER_BYTES, MSG_DONTWAIT), chunks, sent = 0
+        if size <= 0:
+            if size == 0 or not (errno == EAGAIN or errno == EINTR):
+                polled.connection.read_by_loop()
+            return
+        chunks = polled.framing.take_chunks_at(buffer, size)
+        if not chunks:
+            polled.may_be_behind = True
+            polled.connection.data_received(PyBytes_FromStringAndSize(<char *> buffer, size))
+            return
+        receiver.bytes_out += size
+        receiver.events += chunks
+        if counts_in(<char *> buffer, size):
+            receiver.usage_data = PyBytes_FromStringAndSize(<char *> buffer, size)
+        if polled.may_be_behind and not polled.unsent():
+            polled.may_be_behind = False
+        if not polled.may_be_behind:
+            sent = max(send(polled.sink_fd, buffer, size, MSG_DONTWAIT | MSG_NOSIGNAL), 0)
+        if sent < size:  # it is full, or broken, which its transport finds out
+            polled.may_be_behind = True
+            polled.sink.write(PyBytes_FromStringAndSize(<char *> buffer + sent, size - sent))
+
+    # --- when it is read
+
+    def _woken(self):
+        """At once: the set has something."""
+        cdef double now = monotonic()
+        self._gap_s += (min(now - self._woken_at, 1.0) - self._gap_s) * WEIGHT
+        self._woken_at = now
+        self._read_ready()
+        if self._gap_s < self._round_s / 2:
+            self._begin_rounds()
+
+    def _round(self):
+        """In rounds: the timer."""
+        cdef uint64_t expirations
+        if read(self._timer, &expirations, sizeof(expirations)) < 0:
+            return  # set anew meanwhile
+        self.rounds += 1
+        self._round_began()
+        is_looking = self._left > 0  # the round before has not come to its end
+        self._left = self._count
+        if not is_looking:
+            self._look()
+
+    def _look(self):
+        """At the next few streams of the round."""
+        cdef int count
+        if self._epoll < 0:
+            return  # closed meanwhile
+        count = self._read_ready()
+        self._found += count
+        self._left -= count
+        if count == MOST_READY and self._left > 0:
+            self._loop.call_soon(self._look)
+            return
+        self._ready_streams += (self._found - self._ready_streams) * WEIGHT
+        self._found = self._left = 0
+        if self._ready_streams < 1.0:
+            self._end_rounds()
+
+    cdef _begin_rounds(self):
+        self.is_in_rounds = True
+        self._ready_streams = 2.0
+        self._loop.remove_reader(self._epoll)
+        self._set_timer(self._round_s)
+
+    cdef _end_rounds(self):
+        self.is_in_rounds = False
+        self._gap_s = self._round_s
+        self._set_timer(0.0)
+        self._loop.add_reader(self._epoll, self._woken)
+
+    # --- descriptors
+
+    cdef _open(self):
+        self._epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self._epoll < 0:
+            raise OSError(errno, "epoll_create1")
+        self._timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        if self._timer < 0:
+            close(self._epoll)
+            self._epoll = -1
+            raise OSError(errno, "timerfd_create")
+        self._loop.add_reader(self._epoll, self._woken)
+        self._loop.add_reader(self._timer, self._round)
+
+    cdef int _watch(self, int operation, Polled polled) except -1:
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u32 = polled.slot
+        if epoll_ctl(self._epoll, operation, polled.source_fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+        return 0
+
+    cdef int _set_timer(self, double period_s) except -1:
+        """0 stops it."""
+        cdef itimerspec spec
+        spec.it_interval.tv_sec = <time_t> period_s
+        spec.it_interval.tv_nsec = <long> ((period_s - <time_t> period_s) * 1e9)
+        spec.it_value = spec.it_interval
+        if timerfd_settime(self._timer, 0, &spec, NULL) < 0:
+            raise OSError(errno, "timerfd_settime")
+        return 0
+
+
+cdef _close(Polled polled):
+    if polled.source_fd >= 0:
+        close(polled.source_fd)
+    if polled.sink_fd >= 0:
+        close(polled.sink_fd)
+    polled.source_fd = polled.sink_fd = -1
