@@ -67,6 +67,7 @@ NAMES = {
     "pointsman_upstream_resends_total": ("counter", ""),
     "pointsman_profile_fallbacks_total": ("counter", ""),
     "pointsman_series_full_total": ("counter", ""),
+    "pointsman_stream_rounds_total": ("counter", ""),
     "pointsman_lock_waits_total": ("counter", ""),
     "pointsman_lock_timeouts_total": ("counter", ""),
     "pointsman_lock_recoveries_total": ("counter", ""),
