@@ -74,6 +74,7 @@ class SharedResilience:
         self._profile_rates = Table(0, at.PROFILE_RATES)
         self._key_rates = KeyRates(Table(at.PROFILE_RATES * at.RATE_WORDS, at.KEY_RATES))
         self.line = Line(max(shard, 0))
+        self._waiting = self.line.by_rank
         self.use(BreakerSection(), AdmissionSection())
 
     def _words(self, first: int, count: int) -> MemoryWords:
@@ -198,7 +199,7 @@ class SharedResilience:
     # --- admission
 
     def is_unlimited(self) -> bool:
-        return not self._has_limit and not len(self.line)
+        return not self._has_limit and not self._waiting
 
     def enter_freely(self) -> None:
         """A permit where there is no limit."""

@@ -6,13 +6,15 @@ from pointsman.daemon.relay.inbound cimport Inbound
 from pointsman.daemon.relay.request_lines cimport whole_head, is_http_1_1
 from pointsman.daemon.relay.routed cimport Caller
 from pointsman.daemon.relay.routes cimport Route
+from pointsman.daemon.routing.body cimport scan
 
 cdef object _JSON, _FORM, _INFO, _LOCAL, _STREAMED, _COMPLETE, _REFUSED
 cdef long long _DURATION, _G_REQUESTS
 cdef long long _LONG_BODY_BYTES
 
 cdef class ClientConnection(Caller):
-    cdef object _parser, _queue, _tasks
+    cdef object _parser, _tasks
+    cdef list _queue
     cdef Inbound _request
     cdef bytes _answer_left
     cdef Py_ssize_t _head_bytes
@@ -33,6 +35,7 @@ cdef class ClientConnection(Caller):
     cdef _pause_reading(self)
     cdef _resume_reading(self)
     cdef _refuse(self, error)
+    @cython.locals(request=Inbound)
     cdef _advance(self)
     @cython.locals(route=Route)
     cdef _serve(self, Inbound request)

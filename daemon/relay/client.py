@@ -14,7 +14,6 @@ another one, so the next bytes are the body's. Since llhttp cannot be told of th
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine
 from hmac import compare_digest
 from math import inf
@@ -57,7 +56,8 @@ from pointsman.daemon.relay.routes import (
     batch_route,
 )
 from pointsman.daemon.resilience.timeouts import DEADLINES, Deadline
-from pointsman.daemon.routing.request import NO_FEATURES, form_features, form_models, json_features
+from pointsman.daemon.routing.body import scan
+from pointsman.daemon.routing.request import NO_FEATURES, decoded_features, form_features, form_models
 from pointsman.daemon.shm import layout as at
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ClientConnection(Caller):
         self.peer_bytes = b""
         self._parser = HttpRequestParser(self)
         self._request: Inbound | None = None
-        self._queue: deque[Inbound] = deque()
+        self._queue: list[Inbound] = []
         self._head_bytes = 0
         self._body_left = 0
         """what is missing of a body that goes past the parser"""
@@ -219,12 +219,12 @@ class ClientConnection(Caller):
 
     def on_url(self, url: bytes) -> None:
         if self._request is not None:
-            self._request.target_parts.append(url)
+            self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self._request
         if request is not None:
-            request.headers.append((name, value))
+            request.add_header(name, value)
 
     def on_headers_complete(self) -> None:
         request = self._request
@@ -233,7 +233,7 @@ class ClientConnection(Caller):
         parser = self._parser
         context = self.context
         try:
-            if len(request.headers) > context.max_headers:
+            if request.header_count() > context.max_headers:
                 raise malformed_http(f"more than {context.max_headers} headers", status=431)
             if self._head_bytes > context.max_header_bytes < request.head_size():
                 raise head_too_large()
@@ -377,7 +377,9 @@ class ClientConnection(Caller):
     def _advance(self) -> None:
         """Serve what is queued, in order, until a request has to wait for its worker."""
         while self.exchange is None and self._queue and not self.is_closed:
-            self._serve(self._queue.popleft())
+            request = self._queue[0]
+            del self._queue[0]
+            self._serve(request)
         waiting = self._request
         if waiting is not None and waiting.expects_continue and self.exchange is None and waiting.is_head_complete:
             self.send_continue(waiting)
@@ -444,7 +446,7 @@ class ClientConnection(Caller):
     def _exchange(self, request: Inbound, route: Route) -> None:
         if route.kind is _JSON:
             read = request.read_with_body()
-            features = json_features(read, request.body_start)
+            features = scan(read, request.body_start) or decoded_features(read[request.body_start :])
         elif route.kind is _FORM:
             features = form_features(request.body())
         elif route.path == HEALTH_GENERATE and self.context.table().has_pairs:
@@ -515,18 +517,17 @@ class ClientConnection(Caller):
         if not keep_alive:
             self._close(not request.is_complete)
 
-    def exchange_ended(self, exchange: Exchange | Passage) -> None:
+    def exchange_ended(self, request: Inbound, is_keep_alive: bool) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         self.exchange = None
         self.context.count(_G_REQUESTS, -1)
-        request = exchange.request
         self.release_body(request)
         if self.is_closed:
             return
         if request.is_streamed:
             self._request = None if self._request is request else self._request
             self.resume_body()
-        if not exchange.is_keep_alive:
+        if not is_keep_alive:
             self._close(not request.is_complete)
             return
         self._reading_since = self.context.now()
@@ -544,7 +545,7 @@ class ClientConnection(Caller):
         """Flush and close; a client that is still sending first gets the chance to read the answer."""
         self.write_answer()
         while self._queue:
-            self.release_body(self._queue.popleft())
+            self.release_body(self._queue.pop(0))
         if is_lingering and not self.is_closed:
             self._linger_until = self.context.now() + LINGER_S
             self._resume_reading()

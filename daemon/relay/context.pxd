@@ -31,7 +31,7 @@ cdef class ShardContext:
     cdef public bint is_draining, is_retired
     cdef public double next_sample
     cdef readonly long long max_headers, max_header_bytes, max_payload_bytes
-    cdef object _tables
+    cdef object _tables, _call_soon, _write_all
     cdef RoutingTable _table
     cdef LineWriter _log
     cdef long long _gauges, _generation, _requests

@@ -82,6 +82,7 @@ class ShardContext:
         self.key_counts = KeyCounts(segment, shard)
         self.connections: set[ClientConnection] = set()
         self._answering: list[ClientConnection] = []
+        self._call_soon, self._write_all = loop.call_soon, self._answer_all  # looked up once
         self.buffers = BodyBuffers(
             segment, shard, settings.buffer_mib << 20, settings.buffer_wait_s, loop.call_later, time.monotonic
         )
@@ -141,7 +142,7 @@ class ShardContext:
     def answer_soon(self, connection: ClientConnection) -> None:
         """Whole answers of one turn of the event loop go out together, as requests do (`UpstreamPools.send_soon`)."""
         if not self._answering:
-            self.loop.call_soon(self._answer_all)
+            self._call_soon(self._write_all)
         self._answering.append(connection)
 
     def _answer_all(self) -> None:

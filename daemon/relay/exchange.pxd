@@ -50,6 +50,7 @@ cdef class Exchange(Routed):
     cdef Py_ssize_t _open(
         self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position, bint has_failed=*
     ) except? -2
+    cdef _forget_body(self)
     cdef _head_written(self, ResponseHead head, bytes out, bint is_whole=*)
     cdef _judge(self, int status)
     cdef _first_byte(self, ResponseHead head)

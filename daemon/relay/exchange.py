@@ -1040,7 +1040,7 @@ class Exchange(Routed):
             self.pair.end(is_complete=ending is Ending.COMPLETE)
         self.features.prompt = ()
         report(self, status, ending, now)
-        self.client.exchange_ended(self)
+        self.client.exchange_ended(self.request, self.is_keep_alive)
 
     def _abandon_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None

@@ -8,6 +8,7 @@ cdef class ResponseHead:
     cdef readonly bytes status_line, lines
     cdef int64_t length
 
+cpdef Py_ssize_t end_of_head(bytes data, Py_ssize_t start, Py_ssize_t most) noexcept
 cpdef ResponseHead parse_response_head(bytes raw, Py_ssize_t start=*, Py_ssize_t end=*)
 cpdef BodyFraming framing_of(ResponseHead head, bytes method)
 cpdef bytes client_head(ResponseHead head, bint is_http_1_0, bint keep_alive, bytes own_headers)

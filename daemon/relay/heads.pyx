@@ -3,6 +3,7 @@
 Framing headers are never forwarded: they are rebuilt from what was parsed, so that no two readers on the way can
 disagree about where a message ends. Hop-by-hop headers (RFC 9110, 7.6.1) stop here, those that `Connection` names too.
 """
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t
 from libc.string cimport memchr, memcpy
@@ -88,6 +89,7 @@ cdef Meaning _meaning(const char *name, Py_ssize_t size) noexcept:
     return KEEP
 
 
+@cython.freelist(64)
 cdef class ResponseHead:
     """`lines`: header lines to pass on, each with a CRLF before it."""
 
@@ -114,6 +116,21 @@ cdef class ResponseHead:
 
 cdef inline bint _is_space(char c) noexcept:
     return c == c' ' or c'\t' <= c <= c'\r'
+
+
+cpdef Py_ssize_t end_of_head(bytes data, Py_ssize_t start, Py_ssize_t most) noexcept:
+    """Behind the first empty line from `start` on, within the first `most` bytes; 0: there is none."""
+    cdef const char *first = PyBytes_AS_STRING(data)
+    cdef const char *last = first + min(len(data), most) - 2
+    cdef const char *p = first + start
+    while p < last:
+        p = <const char *> memchr(p, c'\n', last - p)
+        if p == NULL:
+            return 0
+        if p > first + start and p[-1] == c'\r' and p[1] == c'\r' and p[2] == c'\n':
+            return p + 3 - first
+        p += 1
+    return 0
 
 
 cpdef ResponseHead parse_response_head(bytes raw, Py_ssize_t start=0, Py_ssize_t end=-1):

@@ -6,7 +6,7 @@ cdef int _ORDINARY, _HOST, _ROUTING, _CONTENT_LENGTH, _CONTENT_TYPE, _AUTHORIZAT
 
 cdef class Inbound:
     cdef public double started
-    cdef public list target_parts, headers
+    cdef list _fields
     cdef public bytes method, target, path, authorization, api_key, key_name, request_id, internal_token
     cdef public tuple connection_names
     cdef public object key, content_length, error
@@ -18,8 +18,10 @@ cdef class Inbound:
     cdef bytes _passing
     cdef list _chunks
 
+    cpdef add_header(self, bytes name, bytes value)
+    cpdef Py_ssize_t header_count(self) noexcept
     cpdef finish_head(self, bytes method, str version, bint keep_alive)
-    @cython.locals(name=bytes, value=bytes, header=tuple, length="long long")
+    @cython.locals(name=bytes, value=bytes, fields=list, passing=list, length="long long", n=Py_ssize_t)
     cdef _read_headers(self)
     cdef _read_rarer(self, bytes key, bytes value)
     cdef _read_target(self)

@@ -53,7 +53,6 @@ class Inbound:
     method: bytes
     target: bytes
     path: bytes
-    headers: list[tuple[bytes, bytes]]
     connection_names: tuple[bytes, ...]
     authorization: bytes | None
     """for the worker, if it has no key of its own"""
@@ -87,13 +86,14 @@ class Inbound:
     held_bytes: int
     """what counts against the body buffers: the body, and what is held besides"""
     error: RequestError | None
+    _fields: list[bytes]
+    """names and values of the headers by turns: the parser's objects, and none besides"""
     _passing: bytes
     """complete lines of the headers that go to the worker"""
 
     def __init__(self, started: float) -> None:
         self.started = started
-        self.target_parts: list[bytes] = []
-        self.headers = []
+        self._fields: list[bytes] = []
         self.method = self.target = self.path = self.request_id = b""
         self.connection_names = ()
         self.keep_alive = True
@@ -101,6 +101,17 @@ class Inbound:
         self._chunks: list[bytes] = []
 
     # --- the head
+
+    def add_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append(name)
+        self._fields.append(value)
+
+    def header_count(self) -> int:
+        return len(self._fields) // 2
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return list(zip(self._fields[::2], self._fields[1::2], strict=True))
 
     def finish_head(self, method: bytes, version: str, keep_alive: bool) -> None:
         """Raises RequestError when the head is not acceptable."""
@@ -111,7 +122,6 @@ class Inbound:
             self.is_http_1_0 = version == "1.0"
             if not self.is_http_1_0:
                 raise malformed_http(f"HTTP/{version} is not supported", status=505)
-        self.target = self.target_parts[0] if len(self.target_parts) == 1 else b"".join(self.target_parts)
         self._read_headers()
         self._read_target()
 
@@ -119,12 +129,14 @@ class Inbound:
         """One pass: what is special is understood, the rest is collected as the lines that go to the worker."""
         host: bytes | None = None
         has_encoding = has_type = False
-        passing: list[tuple[bytes, bytes]] = []
-        for header in self.headers:
-            name, value = header
+        fields = self._fields
+        passing: list[bytes] = []
+        for n in range(0, len(fields), 2):
+            name, value = fields[n], fields[n + 1]
             kind = kind_of(name)
             if kind == _ORDINARY:
-                passing.append(header)
+                passing.append(name)
+                passing.append(value)
             elif kind == _HOST:
                 if host is not None:
                     raise malformed_http("more than one Host header")
@@ -138,7 +150,8 @@ class Inbound:
                 if has_type:
                     raise malformed_http("more than one Content-Type header")
                 has_type = True
-                passing.append(header)
+                passing.append(name)
+                passing.append(value)
             elif kind == _AUTHORIZATION:
                 if self.authorization is not None:
                     raise malformed_http("more than one Authorization header")
@@ -149,7 +162,8 @@ class Inbound:
                 has_encoding = True
             elif kind == _ROUTING:
                 self.has_routing_headers = True
-                passing.append(header)
+                passing.append(name)
+                passing.append(value)
             else:
                 self._read_rarer(name.lower(), value)
         if has_encoding and self.content_length is not None:
@@ -209,7 +223,7 @@ class Inbound:
 
     def head_size(self) -> int:
         """Bytes of the request line and the headers, about."""
-        return sum(map(len, self.target_parts)) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.target) + sum(map(len, self._fields)) + 4 * self.header_count()
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header; `name` in lower case."""
@@ -272,9 +286,10 @@ class Inbound:
 
     def drop_headers(self, names: AbstractSet[bytes]) -> None:
         """As if the client had not sent them."""
-        self.headers = [(name, value) for name, value in self.headers if name.lower() not in names]
+        kept = [(name, value) for name, value in self.headers if name.lower() not in names]
+        self._fields = [field for header in kept for field in header]
         self._passing = self._lines_without(frozenset())
-        self.has_routing_headers = any(kind_of(name) == _ROUTING for name, _ in self.headers)
+        self.has_routing_headers = any(kind_of(name) == _ROUTING for name, _ in kept)
         if b"config-profile" in names:
             self.profile = None
         if b"x-pointsman-explain" in names:
@@ -336,7 +351,8 @@ class Inbound:
 
     def drop_body(self) -> int:
         """Forget the body (once a worker answers, nobody needs it again); returns the bytes that this sets free."""
-        self._chunks = []
+        if self._chunks:
+            self._chunks = []
         self.body_start = 0
         freed, self.held_bytes = self.held_bytes, 0
         return freed

@@ -221,7 +221,7 @@ class Passage(Armed):
         context.series.observe(self.route.label, at.KIND_DURATION, took_s)
         if context.is_line_due(status, ending):
             context.log_line(short_line(context, self.client.peer, self.request, status, ending, took_s))
-        self.client.exchange_ended(self)
+        self.client.exchange_ended(self.request, self.is_keep_alive)
 
 
 class _FarSide(asyncio.Protocol):

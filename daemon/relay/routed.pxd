@@ -21,7 +21,7 @@ cdef class Caller:
     cpdef hold(self, Inbound request, long long more_bytes)
     cpdef bint write_error(self, Inbound request, error, tuple headers=*) except -1
     cpdef write_soon(self, bytes answer)
-    cpdef exchange_ended(self, exchange)
+    cpdef exchange_ended(self, Inbound request, bint is_keep_alive)
     cpdef spawn(self, work)
 
 cdef class Routed(Receiver):

@@ -55,7 +55,7 @@ class Caller:
         """A whole answer, with the other answers of this turn of the event loop; nothing of it is written later."""
         raise NotImplementedError
 
-    def exchange_ended(self, exchange: Exchange | Passage) -> None:
+    def exchange_ended(self, request: Inbound, is_keep_alive: bool) -> None:
         """Called once by every exchange, after its answer (or the reason for none) was written."""
         raise NotImplementedError
 

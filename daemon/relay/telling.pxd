@@ -9,6 +9,7 @@ from pointsman.daemon.shm.choosing cimport Booked
 from pointsman.daemon.telemetry.series cimport Series
 
 cdef object _COMPLETE
+cdef dict _known_models
 cdef long long _DURATION, _FIRST_BYTE
 
 cpdef bytes own_headers(Routed exchange)

@@ -23,6 +23,7 @@ from pointsman.daemon.shm.recording import Taken
 MAX_EXPLANATION_HEADER = 6144
 """bytes; clients read heads of 8 KiB at least"""
 _ENDINGS = {ending: ending.encode() for ending in Ending}
+_COMPLETE_TEXT = _ENDINGS[Ending.COMPLETE]
 _TERMINATED = b"--"
 _MAX_KNOWN_MODELS = 256
 _known_models: dict[str, bytes] = {}
@@ -234,7 +235,7 @@ def _log_line(exchange: Routed, status: int, ending: Ending, now: float) -> byte
         decision.cached_tokens if decision is not None else 0,
         usage.cached_tokens,
         usage.output_tokens,
-        _ENDINGS[ending],
+        _COMPLETE_TEXT if ending is _COMPLETE else _ENDINGS[ending],  # the hash of an Enum is a Python function
         _TERMINATED if ending is _COMPLETE else termination(ending, status, exchange.blame, _phase(exchange)).encode(),
     )
 

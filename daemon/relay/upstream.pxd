@@ -1,7 +1,7 @@
 cimport cython
 
 from pointsman.daemon.relay.framing cimport BodyFraming
-from pointsman.daemon.relay.heads cimport ResponseHead
+from pointsman.daemon.relay.heads cimport ResponseHead, end_of_head, framing_of, parse_response_head
 from pointsman.daemon.relay.receiver cimport Receiver
 from pointsman.daemon.relay.stream_poll cimport Polled, StreamPoll
 from pointsman.daemon.relay.usage cimport holds_counts
@@ -50,7 +50,7 @@ cdef class UpstreamPool:
     cpdef discard(self, UpstreamConnection connection)
 
 cdef class UpstreamPools:
-    cdef object _context
+    cdef object _context, _call_soon, _flush
     cdef dict _pools
     cdef public object trust
     cdef list _sending

@@ -17,7 +17,7 @@ import orjson
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
-from pointsman.daemon.relay.heads import HeadError, ResponseHead, framing_of, parse_response_head
+from pointsman.daemon.relay.heads import HeadError, ResponseHead, end_of_head, framing_of, parse_response_head
 from pointsman.daemon.relay.receiver import Receiver
 from pointsman.daemon.relay.stream_poll import Polled, StreamPoll
 from pointsman.daemon.relay.usage import holds_counts
@@ -161,8 +161,8 @@ class UpstreamConnection:
             self._buffer = b""
         start = 0
         while True:
-            end = data.find(b"\r\n\r\n", start) + 4
-            if end < 4:
+            end = end_of_head(data, start, len(data))
+            if not end:
                 if len(data) - start > MAX_HEAD_BYTES:
                     raise HeadError("the worker's response head is too long")
                 self._buffer = data[start:]
@@ -323,6 +323,7 @@ class UpstreamPools:
         self.trust = WorkerTrust(lambda: context.table().snapshot.worker_ca)
         self.poll = StreamPoll(context.loop, context.settings.stream_coalesce_us * 1e-6, self._round_began)
         self._sending: list[UpstreamConnection] = []
+        self._call_soon, self._flush = context.loop.call_soon, self._send_all  # looked up once
         self._last: UpstreamPool | None = None
         """who was asked for last, which is asked for again until its request has ended"""
 
@@ -336,7 +337,7 @@ class UpstreamPools:
         short request costs in the kernel.
         """
         if not self._sending:
-            self._context.loop.call_soon(self._send_all)
+            self._call_soon(self._flush)
         self._sending.append(connection)
 
     def send_now(self) -> None:

@@ -3,16 +3,8 @@
 Looked for in the bytes, without a parser: a count is a key that ends in `_tokens` and a number behind it. Text that a
 model writes cannot be taken for one, since its quotes are escaped inside a JSON string.
 """
-from libc.string cimport memcmp
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <string.h>
-    """
-    void *memmem(const void *haystack, size_t n, const void *needle, size_t m) nogil
+cimport cython
+from libc.string cimport memchr, memcmp
 
 CARRY_BYTES = 1024
 """Of a piece that was read before: a usage object that was cut in two is in this much and the next piece."""
@@ -22,6 +14,7 @@ cdef enum:
     MOST_DIGITS = 9
 
 
+@cython.freelist(64)
 cdef class Usage:
     """None where the engine does not tell."""
 
@@ -32,13 +25,25 @@ cdef class Usage:
 NO_USAGE = Usage()
 
 
+cdef const char *_next_count(const char *p, const char *end) noexcept:
+    """Where the next `_tokens"` begins, NULL: nowhere. Underscores are rare in text: to look for them takes a tenth of
+    what memmem takes."""
+    cdef const char *last = end - NEEDLE
+    while p <= last:
+        p = <const char *> memchr(p, c'_', last + 1 - p)
+        if p == NULL or memcmp(p + 1, b'tokens"', NEEDLE - 1) == 0:
+            return p
+        p += 1
+    return NULL
+
+
 cpdef bint holds_counts(bytes data) noexcept:
     """Whether this piece of an answer may hold a count. (`in` of two bytes objects first raises and drops an error.)"""
     return counts_in(<const char *> data, len(data))
 
 
 cdef bint counts_in(const char *data, size_t size) noexcept:
-    return memmem(data, size, b'_tokens"', NEEDLE) != NULL
+    return _next_count(data, data + size) != NULL
 
 
 cdef inline bint _is(const char *end, size_t room, const char *name, size_t size) noexcept:
@@ -60,7 +65,7 @@ cpdef Usage read_usage(bytes data):
         return NO_USAGE
     found = Usage()
     while True:
-        at = <const char *> memmem(at, end - at, b'_tokens"', NEEDLE)
+        at = _next_count(at, end)
         if at == NULL:
             return found
         p, room = at + NEEDLE, at - start

@@ -1,4 +1,9 @@
+cimport cython
+
 cdef double _NEVER
+cdef int _LOOKS
+
+cdef double _or_never(double seconds) noexcept
 
 cdef class Watch:
     cdef public object section
@@ -7,6 +12,7 @@ cdef class Watch:
     cdef double _sent_at, _stalled_at, _seen_at, _pinged_at, _paused_s
     cdef long long _progress
 
+    @cython.locals(first=double)
     cpdef double first_look(self) except? -1.0
     cpdef sent(self, double now, double paused_s=*)
     cpdef failed(self)

@@ -26,7 +26,7 @@ from pointsman.daemon.errors import Fault
 
 LOOKS = 4
 """in `idle_s`"""
-_NEVER = math.inf
+_NEVER, _LOOKS = math.inf, LOOKS
 
 
 class Deadline(StrEnum):
@@ -63,6 +63,11 @@ MISSED: dict[Deadline, Missed] = {
 }
 
 
+def _or_never(seconds: float) -> float:
+    """0 in the configuration: no such deadline."""
+    return seconds or _NEVER
+
+
 class Watch:
     """Of one request under one profile. Times are seconds of the monotonic clock."""
 
@@ -87,10 +92,10 @@ class Watch:
     def first_look(self) -> float:
         """When to ask for the first time."""
         section = self.section
-        first = section.total_s or _NEVER
+        first = min(_or_never(section.total_s), _or_never(section.idle_s) / _LOOKS)
         if self.is_stream:
-            first = min(first, section.first_token_s or _NEVER, section.ping_s or _NEVER)
-        return self.started + min(first, section.idle_s / LOOKS or _NEVER)
+            first = min(first, _or_never(section.first_token_s), _or_never(section.ping_s))
+        return self.started + first
 
     def sent(self, now: float, paused_s: float = 0.0) -> None:
         """An attempt has gone out. `paused_s`: how long the daemon has been paused in all."""

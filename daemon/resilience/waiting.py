@@ -49,25 +49,26 @@ class Waiter:
 class Line:
     """Waiters of the shard `shard`. Sorted lists: a few microseconds at 10,000 waiters, and nothing to clean up."""
 
-    __slots__ = ("_by_deadline", "_by_rank", "_serial", "shard")
+    __slots__ = ("_by_deadline", "_serial", "by_rank", "shard")
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
-        self._by_rank: list[tuple[float, int, Waiter]] = []
+        self.by_rank: list[tuple[float, int, Waiter]] = []
+        """the same list for ever: who asks for every request whether anybody waits keeps it"""
         self._by_deadline: list[tuple[float, int, Waiter]] = []
         self._serial = 0
 
     def __len__(self) -> int:
-        return len(self._by_rank)
+        return len(self.by_rank)
 
     @property
     def best(self) -> Waiter | None:
-        return self._by_rank[0][2] if self._by_rank else None
+        return self.by_rank[0][2] if self.by_rank else None
 
     @property
     def worst(self) -> Waiter:
         """Raises IndexError when nobody waits."""
-        return self._by_rank[-1][2]
+        return self.by_rank[-1][2]
 
     @property
     def next_deadline(self) -> float | None:
@@ -76,13 +77,13 @@ class Line:
     def add(self, waiter: Waiter) -> None:
         self._serial = waiter.serial = self._serial + 1
         waiter.state = WaiterState.WAITING
-        insort(self._by_rank, (waiter.rank, waiter.serial, waiter))
+        insort(self.by_rank, (waiter.rank, waiter.serial, waiter))
         insort(self._by_deadline, (waiter.deadline, waiter.serial, waiter))
 
     def remove(self, waiter: Waiter, state: WaiterState) -> None:
         """The waiter must be in the line; it leaves it in the given state."""
         # A shorter tuple sorts before the longer one that begins with it.
-        del self._by_rank[bisect_left(self._by_rank, (waiter.rank, waiter.serial))]
+        del self.by_rank[bisect_left(self.by_rank, (waiter.rank, waiter.serial))]
         del self._by_deadline[bisect_left(self._by_deadline, (waiter.deadline, waiter.serial))]
         waiter.state = state
 

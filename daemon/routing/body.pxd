@@ -5,3 +5,5 @@ cdef class Features:
     cdef public bytes rid
 
     cdef bytes _salt(self)
+
+cpdef Features scan(bytes data, Py_ssize_t start=*)

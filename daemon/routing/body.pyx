@@ -3,6 +3,7 @@
 `scan` answers None whenever it is not certain; `routing.request.json_features` then asks a parser. Where `scan` answers,
 a parser would have found exactly the same: that is fuzzed (scripts/fuzz-body).
 """
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Malloc
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -43,6 +44,7 @@ cdef extern from *:
 json_choose_width(True)
 
 
+@cython.freelist(64)
 cdef class Features:
     """`model` is "" when the request names none (or not by a string: the worker will say what it thinks of that).
 
@@ -83,10 +85,10 @@ cdef class Features:
         )
 
 
-def scan(bytes data not None, Py_ssize_t start=0):
+cpdef Features scan(bytes data, Py_ssize_t start=0):
     """The Features of the JSON object that `data` has from `start` on; None: not certain, ask a parser."""
     cdef Features found
-    if not 0 <= start <= PyBytes_GET_SIZE(data):
+    if data is None or not 0 <= start <= PyBytes_GET_SIZE(data):
         raise ValueError(f"no body begins at {start}")
     if not bs_scan(
         &scratch, <const unsigned char *> PyBytes_AS_STRING(data) + start, <size_t> (PyBytes_GET_SIZE(data) - start)

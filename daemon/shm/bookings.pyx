@@ -425,14 +425,16 @@ cdef class Bookings:
     cdef double _lost_with(self, int64_t total_chars) noexcept:
         cdef double lost = (<double *> self.word)[H_LOST]
         cdef uint64_t *matched = <uint64_t *> self.matched.buf
+        cdef uint64_t seen = matched[self.workers]  # by the ghost: at all
         cdef uint64_t held = 0
         cdef int64_t worker
         if not total_chars:
             return lost
         for worker in range(self.workers):
-            if matched[worker] > held:
-                held = matched[worker]
-        cdef double gone = (<double> (matched[self.workers] - held)) if matched[self.workers] > held else 0.0
+            if held >= seen:
+                break
+            held = max(held, matched[worker])
+        cdef double gone = (<double> (seen - held)) if seen > held else 0.0
         return lost + LOST_WEIGHT * (gone / total_chars - lost)
 
     def choose(

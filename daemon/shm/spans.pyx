@@ -3,9 +3,11 @@
 Made by `daemon.routing.body`, read natively by `HashChain`. To Python it is an iterable of memoryviews: JSON values as
 they stand in the body, and token ids of four bytes each, which are kept beside it.
 """
+cimport cython
 from cpython.mem cimport PyMem_Free
 
 
+@cython.freelist(64)
 cdef class Spans:
     def __dealloc__(self):
         PyMem_Free(self.span)

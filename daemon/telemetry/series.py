@@ -51,6 +51,8 @@ class Series:
         self._full = layout.gauge(shard, at.G_SERIES_FULL)
         self._index = dict(_pairs(segment.cells, self._start))
         self._used = len(self._index)
+        self._last_key, self._last_pair = -1, 0
+        """most requests are counted where the one before was"""
 
     def count(self, route: int, model: int, code: int) -> None:
         """One more request of that route and model was answered with that status."""
@@ -63,8 +65,11 @@ class Series:
     def _pair(self, route: int, model: int, code: int) -> int:
         """The word that counts this series, new if need be; a full table counts the model as "other"."""
         key = (route << _ROUTE_SHIFT) | (model << _MODEL_SHIFT) | code
+        if key == self._last_key:
+            return self._last_pair
         known = self._index.get(key)
         if known is not None:
+            self._last_key, self._last_pair = key, known
             return known
         limit = at.SERIES_SLOTS - (RESERVED_PAIRS if model else 0)
         if self._used >= limit:

@@ -38,8 +38,9 @@ def table(**fields: Any) -> RoutingTable:
 
 def inbound(*headers: tuple[bytes, bytes], path: bytes = b"/v1/completions") -> Inbound:
     request = Inbound(0.0)
-    request.target_parts = [path]
-    request.headers = [(b"Host", b"gateway"), *headers]
+    request.target = path
+    for name, value in ((b"Host", b"gateway"), *headers):
+        request.add_header(name, value)
     request.finish_head(b"POST", "1.1", keep_alive=True)
     return request
 
