@@ -9,17 +9,13 @@ cdef extern from "<strings.h>" nogil:
 
 cdef extern from *:
     """
-    /* control characters that llhttp lets pass in a value; it lets no CR or LF into one. A loop that compilers
-       make sixteen bytes at a time of, as they do not of one that looks into a table. */
-    static int holds_control_byte(const unsigned char *p, size_t n) {
-        unsigned char found = 0;
-        for (size_t i = 0; i < n; i++)
-            found |= ((p[i] < 32) & (p[i] != 9) & (p[i] != 10) & (p[i] != 13)) | (p[i] == 127);
-        return found;
-    }
+    /* control characters that llhttp lets pass in a value; it lets no CR or LF into one */
+    static const unsigned char control_bytes[256] = {
+        [0 ... 8] = 1, [11] = 1, [12] = 1, [14 ... 31] = 1, [127] = 1,
+    };
     static const unsigned char bad_in_target[256] = { [0 ... 32] = 1, [127] = 1, ['#'] = 1 };
     """
-    bint holds_control_byte(const unsigned char *p, size_t n)
+    const unsigned char control_bytes[256]
     const unsigned char bad_in_target[256]
 
 SPECIAL = {
@@ -120,19 +116,23 @@ cpdef bytes header_lines(list passing):
     return lines
 
 
+cdef inline bint _holds(bytes text, const unsigned char *table) noexcept:
+    cdef const unsigned char *p = <const unsigned char *> PyBytes_AS_STRING(text)
+    cdef Py_ssize_t i
+    cdef unsigned char found = 0
+    for i in range(len(text)):
+        found |= table[p[i]]
+    return found
+
+
 cpdef bint holds_control(bytes text) except -1:
     """Complete lines may be searched at once: CR and LF are not looked for."""
-    return holds_control_byte(<const unsigned char *> PyBytes_AS_STRING(text), len(text))
+    return _holds(text, control_bytes)
 
 
 cpdef bint is_bad_target(bytes target) except -1:
     """Whether a space, a control character or a `#` is in it."""
-    cdef const unsigned char *p = <const unsigned char *> PyBytes_AS_STRING(target)
-    cdef Py_ssize_t i
-    cdef unsigned char found = 0
-    for i in range(len(target)):
-        found |= bad_in_target[p[i]]
-    return found
+    return _holds(target, bad_in_target)
 
 
 cpdef bytes path_of(bytes target):
