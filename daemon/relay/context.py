@@ -18,6 +18,7 @@ from pointsman.daemon.relay.buffers import BodyBuffers
 from pointsman.daemon.relay.elsewhere import Elsewhere
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.guard import Guard
+from pointsman.daemon.relay.pace import Pace
 from pointsman.daemon.relay.pairs import Pairs
 from pointsman.daemon.relay.pausing import Pausing
 from pointsman.daemon.relay.request_lines import numbered
@@ -86,7 +87,7 @@ class ShardContext:
         self.buffers = BodyBuffers(
             segment, shard, settings.buffer_mib << 20, settings.buffer_wait_s, loop.call_later, time.monotonic
         )
-        self.upstreams = UpstreamPools(self)
+        self.upstreams = UpstreamPools(self, Pace(settings.stream_coalesce_us * 1e-6))
         self.is_draining = False
         """This shard alone was told to stop (the whole daemon's drain is in the segment)."""
         self.is_retired = False

@@ -1,4 +1,5 @@
 from pointsman.daemon.relay.framing cimport BodyFraming
+from pointsman.daemon.relay.pace cimport Pace
 from pointsman.daemon.relay.receiver cimport Receiver
 
 cdef class Polled:
@@ -11,15 +12,15 @@ cdef class Polled:
 
 cdef class StreamPoll:
     cdef object _loop, _round_began
-    cdef double _round_s
+    cdef Pace _pace
     cdef int _epoll, _timer
     cdef list _polled, _free
     cdef readonly bint is_in_rounds
     cdef readonly long long rounds
-    cdef Py_ssize_t _count, _left, _found
-    cdef double _woken_at, _gap_s, _ready_streams
+    cdef Py_ssize_t _count, _left, _found, _passed
+    cdef void *_last  # compared only
 
-    cdef bint is_worth(self, long long events) noexcept
+    cdef bint event_passed(self, Receiver receiver) except -1
     cpdef Polled join(self, connection, Receiver receiver, BodyFraming framing, source)
     cpdef leave(self, Polled polled)
     cpdef hold(self, Polled polled)

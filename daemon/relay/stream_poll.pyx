@@ -1,27 +1,24 @@
-"""Streams under way, read by the shard itself: each event at once while they are few, in rounds while they are many.
+"""Streams under way, read in rounds while their events are many.
 
 Theory of operation. What an event of a stream costs is mostly that the process is woken for it. Thousands come in a
 second, from hundreds of streams, and nobody sees whether one came a millisecond later. So it is done as network drivers
 do with packets (NAPI): interrupts while little happens, polling while much does.
 
-A stream joins when some events have passed as they are, in whole chunks, from a plain socket to a plain socket. The
-event loop stops reading its source; an epoll set of ours watches that instead.
-
-    at once     the set is one descriptor in the event loop: an event wakes the shard, and all that is there is read
-    in rounds   nobody is woken; a timer looks into the set once in `round_s`, which is what an event waits at most
-
-When wakings come twice as often as rounds would, rounds begin; when a round finds less than one stream with news, on
-average, they end. A round reads each socket once: several events of a stream that came meanwhile are one read and one
-write.
+While few events come, the event loop reads them, one by one. When they are many (`pace`), rounds begin, and streams join
+at their next event, if some have passed as they are, in whole chunks, from a plain socket to a plain socket: the event loop
+stops reading a stream's source, an epoll set of ours watches it instead, and a timer looks into the set once a round. A
+round reads each socket once, and a stream that is faster than anybody reads only in every third: the events that came
+meanwhile are one read and one write. When a round finds too little to do, all streams are the event loop's again.
 
 What is not a number of whole chunks (the end of an answer, a chunk in two pieces, nonsense) is given to the
 connection's `data_received` as if the event loop had read it, so there is one place that knows what an answer may be.
 When the source has ended or failed, it is the event loop's again, which meets that by itself. What the sink does not take
 at once goes to its transport, which keeps it and tells when there is too much: back-pressure is the transport's, too.
+Nobody else writes to the sink meanwhile.
 
 Both sockets are duplicates of the transports' (dup): a transport that closes by itself leaves a number that the next
 connection gets, and an event must not go there. They are closed when the stream leaves, whose connection does that
-wherever it lets go of its request. A source's socket that has no duplicate for want of descriptors stays where it is.
+wherever it lets go of its request. For want of descriptors a stream stays where it is.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -29,9 +26,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.time cimport time_t
 
 from pointsman.daemon.relay.framing cimport BodyFraming
+from pointsman.daemon.relay.pace cimport Pace
 from pointsman.daemon.relay.receiver cimport Receiver
 from pointsman.daemon.relay.usage cimport counts_in
 from pointsman.daemon.shm.native cimport monotonic
+
+from pointsman.daemon.relay.pace import SAMPLE_EVENTS
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -76,7 +76,7 @@ cdef enum:
     BUFFER_BYTES = 65536
     REST_ROUNDS = 3  # between two reads of one stream: fewer would not be seen, in text that comes that fast
 
-cdef double WEIGHT = 0.125  # of what was seen last, in the averages
+cdef Py_ssize_t _SAMPLE_EVENTS = SAMPLE_EVENTS
 
 # One for the process: nothing of it is needed when the next is read.
 cdef unsigned char buffer[BUFFER_BYTES]
@@ -88,27 +88,32 @@ cdef class Polled:
 
 
 cdef class StreamPoll:
-    """`round_s`: how long an event waits at most while there are many; 0: no stream ever joins. `round_began` is called
-    for each round.
+    """`round_began` is called for each round. Nothing is opened before the first stream joins."""
 
-    Nothing is opened before the first stream joins.
-    """
-
-    def __init__(self, loop, double round_s, round_began):
+    def __init__(self, loop, Pace pace, round_began):
         self._loop = loop
-        self._round_s = round_s
+        self._pace = pace
         self._round_began = round_began
         self._epoll = self._timer = -1
         self._polled = []
         self._free = []
-        self._gap_s = 1.0
 
     def __len__(self):
         return self._count
 
-    cdef bint is_worth(self, long long events) noexcept:
-        """Whether a stream that has had so many events would gain by joining."""
-        return events >= JOINS_AFTER and self._round_s > 0
+    cdef bint event_passed(self, Receiver receiver) except -1:
+        """By the event loop: whether its stream may join. A stream that is alone with its events is not many."""
+        if self.is_in_rounds:
+            return receiver.events >= JOINS_AFTER
+        if <void *> receiver == self._last:
+            return False
+        self._last = <void *> receiver
+        self._passed += 1
+        if self._passed >= _SAMPLE_EVENTS:
+            self._passed = 0
+            if self._pace.sample(monotonic()):
+                self._begin_rounds()
+        return False
 
     cpdef Polled join(self, connection, Receiver receiver, BodyFraming framing, source):
         """From now on what `source` (a transport) receives goes to `receiver.sink`; None if one of them is not a plain
@@ -121,8 +126,6 @@ cdef class StreamPoll:
         source_socket, sink_socket = source.get_extra_info("socket"), sink.get_extra_info("socket")
         if source_socket is None or sink_socket is None:
             return None
-        if self._epoll < 0:
-            self._open()
         polled = Polled()
         polled.source_fd = fcntl(source_socket.fileno(), F_DUPFD_CLOEXEC, 0)
         polled.sink_fd = fcntl(sink_socket.fileno(), F_DUPFD_CLOEXEC, 0)
@@ -172,7 +175,6 @@ cdef class StreamPoll:
             self.leave(polled)
         if self._epoll >= 0:
             self._loop.remove_reader(self._timer)
-            self._loop.remove_reader(self._epoll)
             close(self._timer)
             close(self._epoll)
             self._epoll = self._timer = -1
@@ -187,7 +189,7 @@ cdef class StreamPoll:
             polled = self._polled[ready[i].data.u32]
             if polled is None:
                 continue  # what came before in this round has ended it
-            if self.is_in_rounds and self.rounds - polled.read_in < REST_ROUNDS:
+            if self.rounds - polled.read_in < REST_ROUNDS:
                 continue
             polled.read_in = self.rounds
             try:
@@ -225,24 +227,21 @@ cdef class StreamPoll:
 
     # --- when it is read
 
-    def _woken(self):
-        """At once: the set has something."""
-        cdef double now = monotonic()
-        self._gap_s += (min(now - self._woken_at, 1.0) - self._gap_s) * WEIGHT
-        self._woken_at = now
-        self._read_ready()
-        if self._gap_s < self._round_s / 2:
-            self._begin_rounds()
+    cdef _begin_rounds(self):
+        if self._epoll < 0:
+            self._open()
+        self.is_in_rounds = True
+        self._set_timer(self._pace.round_s)
 
     def _round(self):
-        """In rounds: the timer."""
+        """The timer."""
         cdef uint64_t expirations
         if read(self._timer, &expirations, sizeof(expirations)) < 0:
             return  # set anew meanwhile
         self.rounds += 1
         self._round_began()
         is_looking = self._left > 0  # the round before has not come to its end
-        self._left = self._count
+        self._left = max(self._count, 1)
         if not is_looking:
             self._look()
 
@@ -257,22 +256,16 @@ cdef class StreamPoll:
         if count == MOST_READY and self._left > 0:
             self._loop.call_soon(self._look)
             return
-        self._ready_streams += (self._found - self._ready_streams) * WEIGHT
-        self._found = self._left = 0
-        if self._ready_streams < 1.0:
+        if self._pace.round_over(self._found):
             self._end_rounds()
-
-    cdef _begin_rounds(self):
-        self.is_in_rounds = True
-        self._ready_streams = 2.0
-        self._loop.remove_reader(self._epoll)
-        self._set_timer(self._round_s)
+        self._found = self._left = 0
 
     cdef _end_rounds(self):
+        cdef Polled polled
         self.is_in_rounds = False
-        self._gap_s = self._round_s
         self._set_timer(0.0)
-        self._loop.add_reader(self._epoll, self._woken)
+        for polled in [polled for polled in self._polled if polled is not None]:
+            polled.connection.read_by_loop()
 
     # --- descriptors
 
@@ -285,7 +278,6 @@ cdef class StreamPoll:
             close(self._epoll)
             self._epoll = -1
             raise OSError(errno, "timerfd_create")
-        self._loop.add_reader(self._epoll, self._woken)
         self._loop.add_reader(self._timer, self._round)
 
     cdef int _watch(self, int operation, Polled polled) except -1:

@@ -17,6 +17,7 @@ cdef class UpstreamConnection:
     cdef ResponseHead _head
     cdef list _outgoing
     cdef Polled _polled
+    cdef bint _is_left_to_loop
 
     cpdef send(self, Receiver exchange, bytes head, body)
     cpdef flush(self)

@@ -18,6 +18,7 @@ from pointsman.config.snapshot import WorkerSpec
 from pointsman.config.tls_contexts import WorkerTrust
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import HeadError, ResponseHead, end_of_head, framing_of, parse_response_head
+from pointsman.daemon.relay.pace import Pace
 from pointsman.daemon.relay.receiver import Receiver
 from pointsman.daemon.relay.stream_poll import Polled, StreamPoll
 from pointsman.daemon.relay.usage import holds_counts
@@ -46,11 +47,14 @@ class UpstreamConnection:
         self._head: ResponseHead | None = None
         self._outgoing: list[bytes | memoryview] = []
         self._polled: Polled | None = None
+        self._is_left_to_loop = False
+        """the answer that runs cannot be polled"""
 
     # --- from the exchange
 
     def send(self, exchange: Receiver, head: bytes, body: bytes | memoryview) -> None:
         self.exchange = exchange
+        self._is_left_to_loop = False
         self.framing = None
         self._head = None
         self._outgoing = [head, body] if body else [head]
@@ -79,22 +83,6 @@ class UpstreamConnection:
         else:
             self.pool.pools.poll.release(self._polled)
 
-    def _let_go(self) -> None:
-        """Of the request, however it ended."""
-        self.exchange = None
-        if self._polled is not None:
-            self.pool.pools.poll.leave(self._polled)
-            self._polled = None
-
-    # --- from the poll
-
-    def read_by_loop(self) -> None:
-        """Again: it meets what cannot be read as a stream's events."""
-        if self._polled is not None:
-            self.pool.pools.poll.leave(self._polled)
-            self._polled = None
-        self.transport.resume_reading()
-
     def set_aside(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> None:
         """The exchange does not want this answer; if all of it is here the connection can be used again."""
         self._let_go()
@@ -108,6 +96,24 @@ class UpstreamConnection:
             self.pool.put(self)
         else:
             self.transport.abort()
+
+    def _let_go(self) -> None:
+        """Of the request, however it ended."""
+        self.exchange = None
+        if self._polled is not None:
+            self.pool.pools.poll.leave(self._polled)
+            self._polled = None
+
+    # --- from the poll
+
+    def read_by_loop(self) -> None:
+        """Again."""
+        exchange = self.exchange
+        if self._polled is not None:
+            self.pool.pools.poll.leave(self._polled)
+            self._polled = None
+        if exchange is None or not exchange.has_paused_upstream:
+            self.transport.resume_reading()
 
     # --- from the event loop
 
@@ -129,7 +135,7 @@ class UpstreamConnection:
                 if holds_counts(data):
                     exchange.usage_data = data
                 exchange.sink.write(data)
-                if self._polled is None:
+                if not self._is_left_to_loop and self.pool.pools.poll.event_passed(exchange):
                     self._join_poll(exchange, framing)
                 return
         try:
@@ -151,9 +157,9 @@ class UpstreamConnection:
             self._message_done(exchange, end < len(data))
 
     def _join_poll(self, exchange: Receiver, framing: BodyFraming) -> None:
-        poll = self.pool.pools.poll
-        if poll.is_worth(exchange.events) and self.exchange is not None and not exchange.has_paused_upstream:
-            self._polled = poll.join(self, exchange, framing, self.transport)
+        if self.exchange is not None and not exchange.has_paused_upstream:
+            self._polled = self.pool.pools.poll.join(self, exchange, framing, self.transport)
+            self._is_left_to_loop = self._polled is None
 
     def _head_received(self, exchange: Receiver, data: bytes) -> None:
         if self._buffer:
@@ -184,9 +190,10 @@ class UpstreamConnection:
         head, transport = self._head, self.transport
         assert head is not None
         may_reuse = head.keeps_alive and not has_surplus and transport.get_write_buffer_size() == 0
-        if exchange.has_paused_upstream or self._polled is not None:
-            self.read_by_loop()
+        is_paused = exchange.has_paused_upstream or self._polled is not None
         self._let_go()
+        if is_paused:
+            transport.resume_reading()
         if may_reuse:
             self.pool.put(self)
         else:
@@ -317,11 +324,11 @@ def _authority(worker: WorkerSpec) -> bytes:
 
 
 class UpstreamPools:
-    def __init__(self, context: ShardContext) -> None:
+    def __init__(self, context: ShardContext, pace: Pace) -> None:
         self._context = context
         self._pools: dict[str, UpstreamPool] = {}
         self.trust = WorkerTrust(lambda: context.table().snapshot.worker_ca)
-        self.poll = StreamPoll(context.loop, context.settings.stream_coalesce_us * 1e-6, self._round_began)
+        self.poll = StreamPoll(context.loop, pace, self._round_began)
         self._sending: list[UpstreamConnection] = []
         self._call_soon, self._flush = context.loop.call_soon, self._send_all  # looked up once
         self._last: UpstreamPool | None = None

@@ -22,6 +22,7 @@ from pointsman.config.settings import Settings
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.heads import ResponseHead
+from pointsman.daemon.relay.pace import SAMPLE_EVENTS, Pace
 from pointsman.daemon.relay.receiver import Receiver
 from pointsman.daemon.relay.upstream import UpstreamConnection, UpstreamPools
 from pointsman.daemon.shm import layout as at
@@ -38,6 +39,9 @@ def chunk(payload: bytes) -> bytes:
 
 def event(number: int) -> bytes:
     return chunk(b"data: %d\n\n" % number)
+
+
+FLOOD = chunk(b"x" * 8000) * 500
 
 
 class Client(asyncio.Protocol):
@@ -101,6 +105,10 @@ class Stream:
     def connection(self) -> UpstreamConnection:
         return self.told.connection
 
+    @property
+    def poll(self) -> Any:
+        return self.connection.pool.pools.poll
+
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.worker, data)
 
@@ -118,21 +126,36 @@ class Stream:
         await self.send(data)
         assert await self.receive(len(data)) == data
 
+    async def flood(self, more: bytes = b"") -> asyncio.Task[None]:
+        """The worker sends FLOOD, for which there is no room, and more; returns when the client's transport is full."""
+        sending = asyncio.create_task(self.send(FLOOD + more))
+        await until(lambda: self.gateways_client.is_paused)
+        return sending
+
     async def begin(self) -> None:
         """The stream joins the poll."""
         await self.send(HEAD)
-        for number in range(5):
+        before, number = len(self.poll), 0
+        while len(self.poll) == before:
             await self.passes(event(number))
-        assert self.told.events >= 4
+            number += 1
+
+
+class AlwaysRounds(Pace):
+    def sample(self, now: float) -> bool:
+        return True
+
+    def round_over(self, found: int) -> bool:
+        return False
 
 
 class Rig:
-    def __init__(self, coalesce_us: int) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.loop = asyncio.get_running_loop()
         self.counts: Counter[int] = Counter()
-        configured = Settings(runtime_dir="", state_dir="", stream_coalesce_us=coalesce_us)
+        configured = Settings(runtime_dir="", state_dir="")
         context = SimpleNamespace(loop=self.loop, settings=configured, count=self._count)
-        self.pools = UpstreamPools(cast(Any, context))
+        self.pools = UpstreamPools(cast(Any, context), pace)
         self.pool = self.pools.of(WorkerSpec("w", "http://127.0.0.1:1", 0, "127.0.0.1", "127.0.0.1", 1))
         self._sockets: list[socket.socket] = []
         self._transports: list[asyncio.Transport] = []
@@ -158,6 +181,16 @@ class Rig:
         assert await self.loop.sock_recv(worker, 1000)
         return stream
 
+    async def begin_rounds(self) -> None:
+        """Two streams have events in turn, that join no more."""
+        streams = [await self.stream() for _ in range(2)]
+        for stream in streams:
+            await stream.send(HEAD)
+        while not self.poll.is_in_rounds:
+            for stream in streams:
+                if not self.poll.is_in_rounds:
+                    await stream.passes(event(0))
+
     def _pair(self) -> tuple[socket.socket, socket.socket]:
         pair = socket.socketpair()
         for one in pair:
@@ -175,9 +208,13 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(coalesce_us: int = 1000) -> AsyncIterator[Rig]:
-    made = Rig(coalesce_us)
+async def rig(pace: Pace | None = None) -> AsyncIterator[Rig]:
+    """With rounds of a millisecond that never end, unless a pace is given."""
+    pace = pace or AlwaysRounds(0.001)
+    made = Rig(pace)
     try:
+        if isinstance(pace, AlwaysRounds):
+            await made.begin_rounds()
         yield made
     finally:
         await made.close()
@@ -208,9 +245,10 @@ async def test_a_stream_joins_after_some_events_and_leaves_at_its_end() -> None:
     async with rig() as made:
         stream = await made.stream()
         await stream.send(HEAD)
-        await stream.passes(event(0))
+        for number in range(3):
+            await stream.passes(event(number))
         assert len(made.poll) == 0
-        for number in range(1, 100):
+        for number in range(3, 100):
             await stream.passes(event(number))
         assert len(made.poll) == 1
         await stream.passes(END)
@@ -253,35 +291,55 @@ def test_bytes_pass_unchanged_however_they_are_cut(payloads: list[bytes], data: 
 
 
 @in_uvloop
-async def test_many_streams_are_read_in_rounds_and_few_at_once() -> None:
-    async with rig() as made:
+async def test_many_events_are_read_in_rounds_and_few_by_the_event_loop() -> None:
+    async with rig(Pace(0.001)) as made:
         streams = [await made.stream() for _ in range(40)]
         for stream in streams:
-            await stream.begin()
+            await stream.send(HEAD)
 
         async def flow(stream: Stream, first: int) -> None:
             number = first
-            while not made.poll.is_in_rounds or number < first + 50:
+            while len(made.poll) < len(streams) and number < first + 5000:
                 await stream.passes(event(number))
                 number += 1
 
-        for first in (5, 1000):
+        for first in (5, 10_000):
             await asyncio.gather(*(flow(stream, first) for stream in streams))
             assert made.poll.rounds == made.counts[at.G_STREAM_ROUNDS] > 0
             await until(lambda: not made.poll.is_in_rounds)
-            await streams[0].passes(event(first))
+            assert len(made.poll) == 0
+            for stream in streams:
+                await stream.passes(event(first))
+
+
+@in_uvloop
+async def test_a_stream_that_is_held_back_stays_so_when_rounds_end() -> None:
+    class Ending(AlwaysRounds):
+        is_over = False
+
+        def round_over(self, found: int) -> bool:
+            return self.is_over
+
+    pace = Ending(0.001)
+    async with rig(pace) as made:
+        stream = await made.stream()
+        await stream.begin()
+        sending = await stream.flood()
+        pace.is_over = True
+        await until(lambda: not made.poll.is_in_rounds)
+        assert not stream.connection.transport.is_reading()
+        assert await stream.receive(len(FLOOD)) == FLOOD
+        await sending
+        await stream.passes(event(1))
 
 
 @in_uvloop
 async def test_events_that_came_meanwhile_are_passed_on_together() -> None:
-    async with rig(20_000) as made:
-        streams = [await made.stream() for _ in range(30)]
+    async with rig(AlwaysRounds(0.02)) as made:
+        streams = [await made.stream() for _ in range(20)]
         for stream in streams:
             await stream.begin()
         before = [stream.told.events for stream in streams]
-        while not made.poll.is_in_rounds:
-            for stream in streams:
-                await stream.passes(event(1))
         rounds = made.poll.rounds
         for number in range(100):
             for stream in streams:
@@ -295,22 +353,31 @@ async def test_events_that_came_meanwhile_are_passed_on_together() -> None:
 
 
 @in_uvloop
+async def test_one_stream_alone_is_not_many() -> None:
+    async with rig(Pace(0.02)) as made:
+        stream, other = await made.stream(), await made.stream()
+        await stream.send(HEAD)
+        for number in range(10 * SAMPLE_EVENTS):
+            await stream.passes(event(number))
+        assert not made.poll.is_in_rounds
+        await other.send(HEAD)
+        while not made.poll.is_in_rounds:
+            await stream.passes(event(1))
+            await other.passes(event(1))
+
+
+@in_uvloop
 async def test_a_client_that_does_not_read_stops_its_stream_alone() -> None:
     async with rig() as made:
         slow, other = await made.stream(), await made.stream()
         await slow.begin()
         await other.begin()
-        block = chunk(b"x" * 8000)
-        sent = 0
-        while not slow.gateways_client.is_paused:
-            await slow.send(block)
-            sent += 1
-            await other.passes(event(sent))
+        sending = await slow.flood()
         for number in range(100):
             await other.passes(event(number))
-        assert await slow.receive(sent * len(block)) == block * sent
-        await until(lambda: not slow.gateways_client.is_paused)
-        await slow.passes(block)
+        assert not sending.done()
+        assert await slow.receive(len(FLOOD)) == FLOOD
+        await sending
         await slow.passes(END)
         assert await slow.told.ended == "complete"
 
@@ -343,14 +410,11 @@ async def test_nothing_overtakes_what_the_transport_keeps() -> None:
         sink = Hoarding(stream.told.out)
         stream.told.out = cast(asyncio.Transport, sink)
         await stream.begin()
-        block = chunk(b"x" * 8000)
-        sent = 0
-        while not sink.kept:
-            await stream.send(block)
-            sent += 1
-            await asyncio.sleep(0)
-        taken = sent * len(block) - len(sink.kept)
-        assert await stream.receive(taken) == (block * sent)[:taken]
+        before = stream.told.bytes_out
+        await stream.send(FLOOD)
+        await until(lambda: stream.told.bytes_out - before == len(FLOOD))
+        taken = len(FLOOD) - len(sink.kept)
+        assert await stream.receive(taken) == FLOOD[:taken]
         kept = sink.kept
         await stream.send(event(1))
         await until(lambda: sink.kept == kept + event(1))
@@ -388,14 +452,9 @@ async def test_an_answer_that_ends_while_its_client_does_not_read() -> None:
     async with rig() as made:
         stream = await made.stream()
         await stream.begin()
-        block = chunk(b"x" * 8000)
-        sent = 0
-        while not stream.gateways_client.is_paused:
-            await stream.send(block)
-            sent += 1
-            await asyncio.sleep(0)
-        await stream.send(END)
-        assert await stream.receive(sent * len(block) + len(END)) == block * sent + END
+        sending = await stream.flood(END)
+        assert await stream.receive(len(FLOOD + END)) == FLOOD + END
+        await sending
         assert await stream.told.ended == "complete"
         assert stream.connection.transport.is_reading()
 
@@ -494,11 +553,12 @@ async def test_a_defect_ends_its_own_stream_alone() -> None:
 
 @in_uvloop
 async def test_without_coalescing_no_stream_joins() -> None:
-    async with rig(0) as made:
+    async with rig(Pace(0)) as made:
         stream = await made.stream()
-        await stream.begin()
-        assert len(made.poll) == 0
-        await stream.passes(END)
+        await stream.send(HEAD)
+        for number in range(200):
+            await stream.passes(event(number))
+        assert len(made.poll) == made.poll.rounds == 0
 
 
 @in_uvloop
