@@ -112,18 +112,25 @@ static JSON_WIDE size_t px_unescape_wide(const unsigned char **p, const unsigned
 #endif
 
 #ifdef __SSE2__
+/* Written out: in a large function GCC leaves the loops that they would be. */
 static inline void px_copy64(unsigned char *to, const unsigned char *from) {
-    for (int i = 0; i < 64; i += 16)
-        _mm_storeu_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
+    const __m128i *in = (const __m128i *)from;
+    __m128i *out = (__m128i *)to, a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1);
+    __m128i c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+    _mm_storeu_si128(out, a);
+    _mm_storeu_si128(out + 1, b);
+    _mm_storeu_si128(out + 2, c);
+    _mm_storeu_si128(out + 3, d);
+}
+
+static inline uint64_t px_backslashes16(const unsigned char *p) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8('\\')));
 }
 
 static inline uint64_t px_backslashes(const unsigned char *p) {
-    uint64_t marks = 0;
-    for (int i = 0; i < 64; i += 16) {
-        __m128i bytes = _mm_loadu_si128((const __m128i *)(p + i));
-        marks |= (uint64_t)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8('\\'))) << i;
-    }
-    return marks;
+    uint64_t low = px_backslashes16(p) | px_backslashes16(p + 16) << 16;
+    return low | (px_backslashes16(p + 32) | px_backslashes16(p + 48) << 16) << 32;
 }
 
 /* The bulk of `px_unescape`, 64 bytes at a time: all are copied, and once more from behind every backslash. Ends early, before
