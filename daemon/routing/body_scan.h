@@ -222,7 +222,7 @@ static JSON_WIDE bs_at bs_skip_inside_wide(bs_at p, bs_at end, int *has_escapes)
     const __m512i plain = _mm512_set1_epi8(BS_PLAIN), short_escape = _mm512_set1_epi8(BS_SHORT_ESCAPE);
     uint64_t is_first_escaped = 0, backslashes_seen = 0;
     bs_pending pending = {0};
-    uint32_t history = BS_CALM; /* a bit for a block, 1 = it had more than plain text; bit 0 is the last one's */
+    uint32_t history = BS_CALM & ~(BS_CALM >> 2); /* a bit for a block, 1 = it had more than plain text; bit 0 is the last */
     for (;;) {
         __m512i block;
         if (end - p >= 64) block = _mm512_loadu_si512(p);
