@@ -42,6 +42,8 @@ from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import follow_level, log
 
 HEARTBEAT_S = 0.25
+POPULATE_BYTES, POPULATE_S = 1 << 20, 0.01
+"""so much of the prefix index is mapped at once (0.2 ms), so often"""
 SWEEP_S = 1.0
 DRAIN_POLL_S = 0.02
 CROSSING_S = 0.1
@@ -175,7 +177,15 @@ class Shard:
             gc.collect()
             gc.set_threshold(GC_THRESHOLD)
             gc.freeze()  # what the start built lives as long as the process: never walk it again
+            self._populate(0)
         self._tell(Message("ready"))
+
+    def _populate(self, start: int) -> None:
+        """Map the prefix index little by little, each step shorter than a request."""
+        index = self.context.router.index
+        if start < len(index.memory):
+            index.populate(start, min(POPULATE_BYTES, len(index.memory) - start))
+            self.loop.call_later(POPULATE_S, self._populate, start + POPULATE_BYTES)
 
     def _secured(self) -> dict[str, Any]:
         """How the listeners speak TLS, if they do."""

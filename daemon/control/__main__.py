@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
 from pointsman.config import settings as settings_codec
 from pointsman.daemon import leash
-from pointsman.daemon.control.boot import Inherited, run
 from pointsman.daemon.errors import EXIT_BOOT_FAILED
 from pointsman.daemon.shm.log_settings import LogSettings
 from pointsman.daemon.shm.native import die_with_parent, name_process
@@ -23,6 +23,9 @@ from pointsman.daemon.shm.routing_state import RoutingState
 from pointsman.daemon.shm.segment import Segment
 from pointsman.daemon.telemetry.logs import follow_level, log
 from pointsman.daemon.workers.state import WorkerState
+
+if TYPE_CHECKING:
+    from pointsman.daemon.control.boot import Inherited
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -39,6 +42,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _inherit(arguments: argparse.Namespace) -> Inherited:
+    from pointsman.daemon.control.boot import Inherited
+
     return Inherited(
         settings=settings_codec.decode(leash.read_all(arguments.settings_fd)),
         state=RoutingState.attach(Segment.attach(arguments.segment_fd), arguments.prefix_fd),
@@ -55,9 +60,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's, meant for the supervisor
         signal.signal(ignored, signal.SIG_IGN)
     try:
+        gc.disable()  # hundreds of modules follow, all of which stay: to look for garbage takes a tenth of the start
         inherited = _inherit(arguments)
+        gc.enable()
+        gc.freeze()
         follow_level(LogSettings(inherited.state.segment))
         state = WorkerState(Path(inherited.settings.state_dir))
+        from pointsman.daemon.control.boot import run
+
         code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(inherited, state))
     except Exception as error:  # noqa: BLE001 - tell the supervisor that trying again is useless
         log("control_boot_failed", level="error", reason=str(error) or repr(error))

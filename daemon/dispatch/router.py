@@ -55,7 +55,7 @@ class LiveRouter:
         self._words = state.words
         self._cells = state.segment.cells
         self._bookings = state.bookings
-        self._index = state.index
+        self._index = self.index = state.index
         self._shard = shard
         self._rng = rng
         self._chain = state.index.chain()

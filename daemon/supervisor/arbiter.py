@@ -172,6 +172,8 @@ class Arbiter:
     def run(self) -> int:
         """Until everything has stopped; returns the exit code."""
         self._install_signals()
+        self._start_missing(time.monotonic())
+        self._state.index.populate()  # beside the children's imports; nobody serves before we hear of it
         while True:
             now = time.monotonic()
             self._notice_pause(now)

@@ -89,6 +89,7 @@ class Fleet:
         self.table = RoutingTable(Snapshot(1, workers=workers))
         segment = Segment.create(case.processes, case.workers)
         self.state = RoutingState.create(segment, IndexSize(INDEX_MIB, 512), MAX_TREE_SIZE)
+        self.state.index.populate()
         for worker in workers:
             segment.set_status(worker.slot, at.STATUS_UP)
         self.known = _text(random.Random(7), case.prompt_kib * KIB // 2)

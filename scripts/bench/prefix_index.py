@@ -53,6 +53,7 @@ class Bench:
         self.rng = random.Random(7)
         self.workers = workers
         self.index = PrefixIndex.create(size_mib, workers, seed=1)
+        self.index.populate()
         self.chain = self.index.chain()
         self.out = array("Q", bytes(8 * workers))
         self.pool = self.rng.randbytes(1 << 22)
@@ -169,6 +170,7 @@ def hammer(index: PrefixIndex, name: int, seconds: float) -> tuple[int, float, f
 
 def contend(size_mib: float, processes: int, seconds: float = 3) -> None:
     index = PrefixIndex.create(size_mib, 64, seed=1)
+    index.populate()
     results, lengths = Pipe(duplex=False)
     for name in range(processes):
         if os.fork() == 0:
