@@ -72,7 +72,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     JOINS_AFTER = 4  # events: a shorter stream would not earn the calls that joining costs
-    MOST_READY = 8  # streams that are read before the event loop looks after requests
+    MOST_READY = 2  # streams that are read before the event loop looks after requests again
     BUFFER_BYTES = 65536
     REST_ROUNDS = 3  # between two reads of one stream: fewer would not be seen, in text that comes that fast
 
