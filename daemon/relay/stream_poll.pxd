@@ -25,8 +25,8 @@ cdef class StreamPoll:
     cpdef leave(self, Polled polled)
     cpdef hold(self, Polled polled)
     cpdef release(self, Polled polled)
-    cdef _open(self)
-    cdef int _watch(self, int operation, Polled polled) except -1
+    cdef bint _open(self) except -1
+    cdef bint _watch(self, int operation, Polled polled) noexcept
     cdef int _read_ready(self) except -1
     cdef _read(self, Polled polled)
     cdef _begin_rounds(self)

@@ -18,7 +18,7 @@ Nobody else writes to the sink meanwhile.
 
 Both sockets are duplicates of the transports' (dup): a transport that closes by itself leaves a number that the next
 connection gets, and an event must not go there. They are closed when the stream leaves, whose connection does that
-wherever it lets go of its request. For want of descriptors a stream stays where it is.
+wherever it lets go of its request. For want of descriptors, or of room in epoll, a stream stays where it is.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -129,20 +129,19 @@ cdef class StreamPoll:
         polled = Polled()
         polled.source_fd = fcntl(source_socket.fileno(), F_DUPFD_CLOEXEC, 0)
         polled.sink_fd = fcntl(sink_socket.fileno(), F_DUPFD_CLOEXEC, 0)
-        if polled.source_fd < 0 or polled.sink_fd < 0:
+        polled.slot = self._free[len(self._free) - 1] if self._free else len(self._polled)
+        if polled.source_fd < 0 or polled.sink_fd < 0 or not self._watch(EPOLL_CTL_ADD, polled):
             _close(polled)
             return None
-        polled.connection, polled.receiver, polled.framing = connection, receiver, framing
-        polled.sink, polled.unsent, polled.may_be_behind = sink, sink.get_write_buffer_size, True
         if self._free:
-            polled.slot = self._free.pop()
+            self._free.pop()
             self._polled[polled.slot] = polled
         else:
-            polled.slot = len(self._polled)
             self._polled.append(polled)
+        polled.connection, polled.receiver, polled.framing = connection, receiver, framing
+        polled.sink, polled.unsent, polled.may_be_behind = sink, sink.get_write_buffer_size, True
         self._count += 1
         source.pause_reading()
-        self._watch(EPOLL_CTL_ADD, polled)
         return polled
 
     cpdef leave(self, Polled polled):
@@ -165,8 +164,10 @@ cdef class StreamPoll:
 
     cpdef release(self, Polled polled):
         if polled.is_held and polled.connection is not None:
-            polled.is_held = False
-            self._watch(EPOLL_CTL_ADD, polled)
+            if self._watch(EPOLL_CTL_ADD, polled):
+                polled.is_held = False
+            else:
+                polled.connection.read_by_loop()
 
     def close(self):
         """Forget all streams."""
@@ -221,15 +222,15 @@ cdef class StreamPoll:
             polled.may_be_behind = False
         if not polled.may_be_behind:
             sent = max(send(polled.sink_fd, buffer, size, MSG_DONTWAIT | MSG_NOSIGNAL), 0)
-        if sent < size:  # it is full, or broken, which its transport finds out
+        if sent < size and not polled.sink.is_closing():  # it is full, or broken, which its transport finds out
             polled.may_be_behind = True
             polled.sink.write(PyBytes_FromStringAndSize(<char *> buffer + sent, size - sent))
 
     # --- when it is read
 
     cdef _begin_rounds(self):
-        if self._epoll < 0:
-            self._open()
+        if self._epoll < 0 and not self._open():
+            return
         self.is_in_rounds = True
         self._set_timer(self._pace.round_s)
 
@@ -269,24 +270,25 @@ cdef class StreamPoll:
 
     # --- descriptors
 
-    cdef _open(self):
+    cdef bint _open(self) except -1:
+        """False: there are no descriptors left."""
+        cdef int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        if timer < 0:
+            return False
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
         if self._epoll < 0:
-            raise OSError(errno, "epoll_create1")
-        self._timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
-        if self._timer < 0:
-            close(self._epoll)
-            self._epoll = -1
-            raise OSError(errno, "timerfd_create")
-        self._loop.add_reader(self._timer, self._round)
+            close(timer)
+            return False
+        self._timer = timer
+        self._loop.add_reader(timer, self._round)
+        return True
 
-    cdef int _watch(self, int operation, Polled polled) except -1:
+    cdef bint _watch(self, int operation, Polled polled) noexcept:
+        """False: the kernel watches no more sockets for this user (fs.epoll.max_user_watches)."""
         cdef epoll_event event
         event.events = EPOLLIN
         event.data.u32 = polled.slot
-        if epoll_ctl(self._epoll, operation, polled.source_fd, &event) < 0:
-            raise OSError(errno, "epoll_ctl")
-        return 0
+        return epoll_ctl(self._epoll, operation, polled.source_fd, &event) == 0
 
     cdef int _set_timer(self, double period_s) except -1:
         """0 stops it."""

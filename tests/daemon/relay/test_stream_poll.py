@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -236,6 +237,17 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -395,6 +407,9 @@ class Hoarding:
 
     def get_write_buffer_size(self) -> int:
         return len(self.kept)
+
+    def is_closing(self) -> bool:
+        return False
 
     def write(self, data: bytes) -> None:
         with suppress(BlockingIOError):
@@ -572,6 +587,38 @@ async def test_token_counts_are_kept() -> None:
         await stream.passes(usage)
         await stream.passes(event(1))
         assert stream.told.usage_data == usage
+
+
+@in_uvloop
+async def test_without_descriptors_streams_stay_with_the_event_loop() -> None:
+    for is_open in (False, True):
+        async with rig(Pace(0.02)) as made:
+            streams = [await made.stream() for _ in range(3)]
+            for stream in streams:
+                await stream.send(HEAD)
+            if is_open:
+                await made.begin_rounds()
+            with no_more_descriptors():
+                for number in range(2 * SAMPLE_EVENTS):
+                    for stream in streams:
+                        await stream.passes(event(number))
+            assert len(made.poll) == 0
+            assert made.poll.is_in_rounds == is_open
+
+
+@in_uvloop
+async def test_a_client_that_has_gone_is_no_defect() -> None:
+    async with rig() as made:
+        stream = await made.stream()
+        await stream.begin()
+        failures: list[dict[str, Any]] = []
+        made.loop.set_exception_handler(lambda loop, failure: failures.append(failure))
+        stream.client.close()
+        stream.told.out.abort()
+        await stream.send(event(1))
+        rounds = made.poll.rounds
+        await until(lambda: made.poll.rounds > rounds + 5)
+        assert not failures
 
 
 @in_uvloop
