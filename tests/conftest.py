@@ -68,6 +68,14 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A TCP port of 127.0.0.1 that refuses connections, and that nobody else can get meanwhile."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent

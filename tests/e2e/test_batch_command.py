@@ -141,10 +141,10 @@ def test_mistakes_are_named_with_their_line(gate: Gateway, tmp_path: Path) -> No
     assert "has no lines" in finish(start(gate, tmp_path))[1]
 
 
-def test_nobody_listens_there(tmp_path: Path, free_port: int) -> None:
+def test_nobody_listens_there(tmp_path: Path, dead_port: int) -> None:
     (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line("a")]))
     command = [sys.executable, "-m", "pointsman.daemon.main", "batch", "run", "in.jsonl", "-o", "out.jsonl"]
-    url = f"http://127.0.0.1:{free_port}"
+    url = f"http://127.0.0.1:{dead_port}"
     done = subprocess.run([*command, "--base-url", url], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 69
     assert f"{url} cannot be reached" in done.stderr

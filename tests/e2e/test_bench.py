@@ -374,10 +374,10 @@ def test_progressive_stops_where_too_many_fail(tmp_path: Path) -> None:
     assert any("ended at 12 clients" in finding for finding in report.findings)
 
 
-def test_nobody_there(free_port: int, tmp_path: Path) -> None:
-    done = bench("-u", f"http://127.0.0.1:{free_port}", "--report-dir", str(tmp_path), "basic")
+def test_nobody_there(dead_port: int, tmp_path: Path) -> None:
+    done = bench("-u", f"http://127.0.0.1:{dead_port}", "--report-dir", str(tmp_path), "basic")
     assert done.returncode == 69
-    assert f"127.0.0.1:{free_port} does not answer: " in done.stderr
+    assert f"127.0.0.1:{dead_port} does not answer: " in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,9 +76,9 @@ def gate(sglang: list[str], vllm: str) -> Iterator[Gateway]:
         yield running
 
 
-def test_one_dead_and_one_slow_worker_and_one_that_stumbles(sglang: list[str], free_port: int) -> None:
+def test_one_dead_and_one_slow_worker_and_one_that_stumbles(sglang: list[str], dead_port: int) -> None:
     slow, stumbling, sound = sglang
-    dead = f"http://127.0.0.1:{free_port}"
+    dead = f"http://127.0.0.1:{dead_port}"
     with ExitStack() as stack:
         stack.callback(arm, slow)
         stack.callback(arm, stumbling)

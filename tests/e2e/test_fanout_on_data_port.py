@@ -174,8 +174,8 @@ def test_handles_of_tensors_are_long_and_get_through(gate: Gateway, engines: lis
     assert {state(url)["weight_version"] for url in engines} == {"of tensors"}
 
 
-def test_partial_success_is_told_as_on_the_admin_api(gate: Gateway, engines: list[str], free_port: int) -> None:
-    dead = f"http://127.0.0.1:{free_port}"
+def test_partial_success_is_told_as_on_the_admin_api(gate: Gateway, engines: list[str], dead_port: int) -> None:
+    dead = f"http://127.0.0.1:{dead_port}"
     gate.add_worker(dead)
     try:
         answer = ask(gate, wire("POST", "/flush_cache?include_down=1", headers=bearer(gate.token)))

@@ -55,9 +55,9 @@ def test_a_tree_is_found_by_port_and_socket_and_measured_whole(tmp_path: Path) -
         processes.check_pid(parent.pid)
 
 
-def test_nobody_listens(free_port: int, tmp_path: Path) -> None:
-    with pytest.raises(processes.NoProcess, match=f"port {free_port}"):
-        processes.find_by_port(free_port)
+def test_nobody_listens(dead_port: int, tmp_path: Path) -> None:
+    with pytest.raises(processes.NoProcess, match=f"port {dead_port}"):
+        processes.find_by_port(dead_port)
     with pytest.raises(processes.NoProcess, match=r"x\.sock"):
         processes.find_by_socket(str(tmp_path / "x.sock"))
 

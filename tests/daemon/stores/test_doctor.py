@@ -36,8 +36,8 @@ def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said["ok"] and {speed["operation"] for speed in said["speeds"]} == {"put", "get"} and said["codes"] == []
 
 
-def test_a_server_that_is_away(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", f"redis://:secret@127.0.0.1:{free_port}", "--timeout", "0.2"]) == EXIT_UNAVAILABLE
+def test_a_server_that_is_away(dead_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", f"redis://:secret@127.0.0.1:{dead_port}", "--timeout", "0.2"]) == EXIT_UNAVAILABLE
     said = capsys.readouterr()
     assert "FAIL connect and write: 9 of 9 keys Transient(connection)" in said.out
     assert "connection: the server cannot be reached" in said.out

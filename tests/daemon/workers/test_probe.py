@@ -103,8 +103,8 @@ async def test_a_long_body_is_cut_off(client: ProbeClient) -> None:
             await client.models(worker_at(port))
 
 
-async def test_a_refused_connection_is_told_apart(client: ProbeClient, free_port: int) -> None:
-    error = await failure(client, worker_at(free_port))
+async def test_a_refused_connection_is_told_apart(client: ProbeClient, dead_port: int) -> None:
+    error = await failure(client, worker_at(dead_port))
     assert (str(error), error.is_refused) == ("connection refused", True)
 
 
