@@ -49,6 +49,8 @@ from pointsman.daemon.supervisor.succession import Following, Leaving
 from pointsman.daemon.telemetry.logs import log
 
 TURN_S = 0.2
+BATCHES_WAIT_S = 2.0
+"""READY waits so long for the batch runner, once all else serves; its store may be away for longer"""
 MAX_EARLY_DEATHS = 5
 CONTROL_PAUSE_S = 0.25
 MAX_CONTROL_PAUSE_S = 15.0
@@ -149,6 +151,7 @@ class Arbiter:
         self._leaving = Leaving(self, estate.doors, estate.command, notifier, self._selector)
         self._following: Following | None = None
         self._was_ready = False
+        self._serves_since = inf
         self._control_was_ready = False
         self._control_waits = False
         """control said hello while a rollout was under way"""
@@ -581,12 +584,19 @@ class Arbiter:
             self._tell_systemd(now)
 
     def _tell_systemd(self, now: float) -> None:
-        if not self._was_ready and self.is_ready:
+        if not self._was_ready and self._may_announce(now):
             self.announce()
         self._end_reload(now)
         self._notifier.follow(now, self._status)
         if is_well(self._shards, self._control, now, is_stopping=self._stop.is_asked):
             self._notifier.feed(now)
+
+    def _may_announce(self, now: float) -> bool:
+        if not self.is_ready:
+            return False
+        self._serves_since = min(self._serves_since, now)
+        has_batches = self._batches is None or self._batches.is_ready
+        return has_batches or now - self._serves_since >= BATCHES_WAIT_S
 
     def announce(self) -> None:
         self._was_ready = True
