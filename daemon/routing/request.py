@@ -73,9 +73,9 @@ _decode_sampling = msgspec.json.Decoder(_Sampling).decode
 NO_FEATURES = Features()
 
 
-def json_features(data: bytes, start: int = 0) -> Features:
-    """Of the body that `data` has from `start` on. Raises RequestError 400 when it is not a JSON object."""
-    return scan(data, start) or decoded_features(data[start:])
+def json_features(body: bytes) -> Features:
+    """Raises RequestError 400 when `body` is not a JSON object."""
+    return scan(body) or decoded_features(body)
 
 
 def decoded_features(body: bytes) -> Features:
