@@ -26,20 +26,6 @@ cdef extern from *:
     void *memmem(const void *haystack, size_t n, const void *needle, size_t m) nogil
     int strncasecmp(const char *a, const char *b, size_t n) nogil
 
-cdef enum State:
-    HEAD
-    BY_LENGTH
-    BY_CLOSE
-    CHUNK_SIZE
-    CHUNK_EXTENSION
-    CHUNK_LF
-    CHUNK_DATA
-    CHUNK_END_CR
-    CHUNK_END_LF
-    TRAILER
-    COMPLETE
-    BROKEN
-
 cdef enum:
     MOST_HEAD = 1 << 16
     MOST_LINE = 1 << 25
@@ -85,25 +71,6 @@ cdef inline const char *_value(const char *p, const char *end, const char *key, 
 cdef class Answer:
     """Reads one answer after the other; `expect` begins each. Times are those that `feed` was given."""
 
-    cdef readonly int status
-    cdef readonly str problem
-    cdef readonly bint keeps_alive, is_event_stream, has_done, has_finished
-    cdef readonly bytes worker, told, error
-    """`told`: the last event with usage; `error`: the event that was an error."""
-    cdef readonly Py_ssize_t received, events, texts
-    cdef readonly int64_t first_text_ns, last_text_ns
-    cdef tuple _worker_headers
-    cdef State _state
-    cdef bint _wants_stream, _is_error_event
-    cdef bytes _head
-    cdef list _parts
-    cdef Histogram _gaps
-    cdef int64_t _left, _now_ns
-    cdef int _digits
-    cdef Py_ssize_t _trailer_bytes
-    cdef char *_line
-    cdef Py_ssize_t _line_bytes, _line_room
-
     def __init__(self, tuple worker_headers=()):
         """`worker_headers`: lower case, the first one that an answer has names the worker."""
         self._worker_headers = worker_headers
@@ -138,7 +105,7 @@ cdef class Answer:
         self._gaps = gaps
         self._line_bytes = 0
 
-    def feed(self, bytes data not None, int64_t now_ns):
+    cpdef bint feed(self, bytes data, int64_t now_ns) except -1:
         """True: the answer has ended, well or with a problem."""
         cdef const char *p = PyBytes_AS_STRING(data)
         cdef const char *end = p + PyBytes_GET_SIZE(data)
@@ -261,7 +228,7 @@ cdef class Answer:
             self._state = BY_CLOSE
         return 0
 
-    cdef inline void _begin_chunk(self) noexcept:
+    cdef void _begin_chunk(self) noexcept:
         self._left = 0
         self._digits = 0
         self._state = CHUNK_SIZE
@@ -407,7 +374,7 @@ cdef class Answer:
             self.told = PyBytes_FromStringAndSize(p, end - p)
         return 0
 
-    cdef inline void _note_text(self) noexcept:
+    cdef void _note_text(self) noexcept:
         if self.texts:
             self._gaps.record(self._now_ns - self.last_text_ns)
         else:

@@ -1,7 +1,7 @@
 """Connections to one target: sends requests, reads their answers, says what became of each.
 
-A connection has one request at a time and is kept while the target keeps it, but not used again after MAX_IDLE_S
-without one: many servers close at five seconds, and a request that meets the closing is nobody's error.
+A connection is kept while the target keeps it, but not used again after MAX_IDLE_S without a request: many servers
+close at five seconds, and a request that meets the closing is nobody's error.
 """
 
 from __future__ import annotations
@@ -9,99 +9,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import resource
-from collections.abc import Callable
 from time import monotonic_ns
-from typing import cast
+from typing import Any, cast
 
 from pointsman.daemon.bench.answer import Answer
-from pointsman.daemon.bench.histogram import Histogram
-from pointsman.daemon.bench.outcome import CONNECT, CUT, DISCONNECT, GENERATOR, TIMEOUT, Verdict, judge
-from pointsman.daemon.bench.target import WORKER_HEADERS, Target
+from pointsman.daemon.bench.connection import Connection, Job
+from pointsman.daemon.bench.outcome import CONNECT, DISCONNECT, GENERATOR, TIMEOUT, Verdict
+from pointsman.daemon.bench.target import Target
 
 MAX_IDLE_S = 2.0
 SWEEP_S = 0.05
 _OURS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOMEM, errno.ENOBUFS)
 """Errors of making a connection that say nothing of the target."""
-
-Ended = Callable[["Job", Verdict, Answer, int], None]
-
-
-class Job:
-    """One request on its way; `tag` is its owner's."""
-
-    __slots__ = ("ended", "gaps", "intended_ns", "is_stream", "sent_ns", "tag", "wire")
-
-    def __init__(
-        self, wire: bytes, *, is_stream: bool, intended_ns: int, gaps: Histogram, ended: Ended, tag: int = 0
-    ) -> None:
-        self.wire = wire
-        self.is_stream = is_stream
-        self.intended_ns = intended_ns
-        self.sent_ns = 0
-        self.gaps = gaps
-        self.ended = ended
-        self.tag = tag
-
-
-class _Connection(asyncio.Protocol):
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._transport = cast(asyncio.Transport, None)
-        self._answer = Answer(WORKER_HEADERS)
-        self.job: Job | None = None
-        self.idle_since_ns = 0
-        self.is_closed = False
-
-    @property
-    def events(self) -> int:
-        """Of the answer that is read, or was last."""
-        return self._answer.events
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def send(self, job: Job) -> None:
-        self.job = job
-        self._answer.expect(job.is_stream, job.gaps)
-        self._transport.write(job.wire)
-
-    def data_received(self, data: bytes) -> None:
-        now_ns = monotonic_ns()
-        if self.job is None:  # nobody asked
-            self.close()
-        elif self._answer.feed(data, now_ns):
-            self._end(None, now_ns)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_closed = True
-        if self.job is None:
-            return
-        if self._answer.end_of_input():
-            self._end(None, monotonic_ns())
-        else:
-            self._end(CUT if self._answer.received else DISCONNECT, monotonic_ns())
-
-    def time_out(self, now_ns: int) -> None:
-        self._end(TIMEOUT, now_ns)
-
-    def close(self) -> None:
-        self.is_closed = True
-        self._transport.abort()
-
-    def _end(self, ended_by: str | None, now_ns: int) -> None:
-        job = self.job
-        assert job is not None
-        self.job = None
-        answer = self._answer
-        verdict = judge(answer, wants_stream=job.is_stream, ended_by=ended_by)
-        if self.is_closed or ended_by is not None or not answer.keeps_alive:
-            if not self.is_closed:
-                self.close()
-            self._driver.forget(self)
-        else:
-            self.idle_since_ns = now_ns
-            self._driver.rest(self)
-        job.ended(job, verdict, answer, now_ns)
 
 
 class Driver:
@@ -115,8 +34,8 @@ class Driver:
         self._timeout_ns = int(timeout_s * 1e9)
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._busy: set[_Connection] = set()
-        self._idle: list[_Connection] = []
+        self._busy: set[Connection] = set()
+        self._idle: list[Connection] = []
         self._opening: set[asyncio.Task[None]] = set()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         _raise_file_limit()
@@ -157,11 +76,11 @@ class Driver:
 
     # --- from connections
 
-    def rest(self, connection: _Connection) -> None:
+    def rest(self, connection: Connection) -> None:
         self.forget(connection)
         self._idle.append(connection)
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: Connection) -> None:
         self.in_flight -= 1
         self._events_ended += connection.events
         self._busy.discard(connection)
@@ -172,8 +91,9 @@ class Driver:
         target = self.target
         try:
             async with asyncio.timeout(self._timeout_s):
+                connection: Connection
                 _, connection = await self._loop.create_connection(
-                    lambda: _Connection(self), target.host, target.port, ssl=target.tls
+                    lambda: cast(Any, Connection(self)), target.host, target.port, ssl=target.tls
                 )
         except TimeoutError:
             self._never_sent(job, Verdict(TIMEOUT, "no connection in time"))
