@@ -12,8 +12,8 @@ from typing import Protocol
 from pointsman.daemon.bench.alarm import Alarm
 from pointsman.daemon.bench.answer import Answer
 from pointsman.daemon.bench.arrivals import Follower, Timed
-from pointsman.daemon.bench.dialects import Ask
 from pointsman.daemon.bench.connection import Job
+from pointsman.daemon.bench.dialects import Ask
 from pointsman.daemon.bench.driver import Driver
 from pointsman.daemon.bench.outcome import CONNECT, GENERATOR, Verdict
 from pointsman.daemon.bench.tally import Recorder

@@ -20,8 +20,8 @@ import msgspec
 from pointsman.daemon.bench import summary
 from pointsman.daemon.bench.answer import Answer
 from pointsman.daemon.bench.arrivals import Pattern, Timed, arrivals
-from pointsman.daemon.bench.dialects import Dialect, Wire
 from pointsman.daemon.bench.connection import Job
+from pointsman.daemon.bench.dialects import Dialect, Wire
 from pointsman.daemon.bench.driver import Driver
 from pointsman.daemon.bench.histogram import Histogram
 from pointsman.daemon.bench.loops import ClosedLoop, Encode, Extent, Loop, OpenLoop
