@@ -16,9 +16,10 @@ from itertools import chain
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.resilience import LOCK_DEADLINE_US, SharedResilience
 from pointsman.daemon.dispatch.router import Ask, LiveRouter
+from pointsman.daemon.dispatch.verdicts import VERDICTS
 from pointsman.daemon.errors import RequestError
 from pointsman.daemon.pd.ledger import Charge, Failed, Ledger, partners
-from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict
+from pointsman.daemon.resilience.breaker import UNCOUNTED
 from pointsman.daemon.resilience.table import Table
 from pointsman.daemon.resilience.words import MemoryWords
 from pointsman.daemon.routing.pairs import SGLANG, is_same_host
@@ -356,11 +357,10 @@ class PairRouter:
 
     def finish(self, side: Side, now: float, verdict: int, *, was_computed: bool) -> None:
         """Once for a side that the exchange itself does not end."""
-        told = {1: Verdict.SUCCESS, 2: Verdict.FAILURE}.get(verdict, Verdict.NEUTRAL)
         is_news = self._router.finish(side.booked, now, None, was_computed=was_computed, verdict=verdict)
         if is_news or side.is_probe:
             side.is_probe = False
-            self._resilience.record(side.booked.slot, side.booked.ticket, told, now)
+            self._resilience.record(side.booked.slot, side.booked.ticket, VERDICTS[verdict], now)
 
     def succeeded(self, paired: Paired, now: float) -> None:
         with self._locked() as held:

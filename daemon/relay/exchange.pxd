@@ -18,7 +18,7 @@ cdef long long _H_PAUSED_S, _H_RECORDING
 cdef class Exchange(Routed):
     cdef public Watch watch
     cdef public bint is_held
-    cdef tuple _failed
+    cdef public tuple failed
     cdef ResponseHead _held
     cdef bytes _held_data, _rest
     cdef object _metered, _permit, _told, _pause, _task
@@ -39,7 +39,7 @@ cdef class Exchange(Routed):
     cdef _tell_breaker(self, int verdict)
     cdef _unbook(self, double now, tokens, bint was_computed, int verdict=*)
     cdef long long _body_size(self) except -1
-    cpdef _send(self)
+    cpdef send(self)
     cpdef send_now(self)
     cpdef bytes request_head_for(self, UpstreamPool pool, long long body_size)
     cdef _send_on(self, UpstreamConnection connection)

@@ -33,6 +33,7 @@ from typing import NamedTuple
 from pointsman.config.resilience import PRIORITIES, LimitsSection
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
+from pointsman.daemon.dispatch.verdicts import NUMBERS, VERDICTS
 from pointsman.daemon.errors import (
     CIRCUIT_OPEN,
     Fault,
@@ -54,22 +55,14 @@ from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.pair import pair_up
+from pointsman.daemon.relay.retrying import attempt_failed, next_attempt, release, retry, status_outcome
 from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import PAIR_PROBE, Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
 from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection, UpstreamPool
 from pointsman.daemon.relay.usage import CARRY_BYTES, holds_counts
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
-from pointsman.daemon.resilience.retry import (
-    Attempt,
-    GiveUp,
-    Outcome,
-    OutcomeKind,
-    Reason,
-    Retry,
-    RetryPolicy,
-    parse_retry_after,
-)
+from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 from pointsman.daemon.resilience.timeouts import DEADLINES, MISSED, Deadline, Watch
 from pointsman.daemon.resilience.waiting import Waiter
 from pointsman.daemon.routing.body import Features
@@ -94,8 +87,6 @@ NOT_TAKEN = -1
 _COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_VERDICTS = {SUCCEEDED: Verdict.SUCCESS, FAILED: Verdict.FAILURE, NEUTRAL: Verdict.NEUTRAL}
-_NUMBERS = {verdict: number for number, verdict in _VERDICTS.items()}
 _BULK = PRIORITIES.index("bulk")
 _GUESSED_OUTPUT_TOKENS = 256
 """of a request that names no max_tokens, for its place in the queue; corrected when it has ended"""
@@ -115,7 +106,7 @@ class Exchange(Routed):
     watch: Watch
     is_held: bool
     """by a pause"""
-    _failed: tuple[int, ...]
+    failed: tuple[int, ...]
     """slots of the workers that failed it"""
     _held: ResponseHead | None
     """the head of a stream whose first event has not come, or not all of it"""
@@ -136,7 +127,7 @@ class Exchange(Routed):
 
     def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
         self._begin(client, request, route, features, table)
-        self._failed = ()
+        self.failed = ()
         self._held_data = b""
 
     # --- choosing
@@ -177,7 +168,7 @@ class Exchange(Routed):
         except RequestError as error:
             self.fail(error)
             return
-        self._send()
+        self.send()
 
     def _hold(self, go_on: Callable[[], None]) -> None:
         """Until the pause is over."""
@@ -198,7 +189,7 @@ class Exchange(Routed):
         except RequestError as error:
             self.fail(error)
             return
-        self._send()
+        self.send()
 
     def admitted(self) -> None:
         """Its turn in the queue has come."""
@@ -220,7 +211,7 @@ class Exchange(Routed):
         except RequestError as error:
             self.give_up(error)
             return
-        self._send()
+        self.send()
 
     def _pool(self) -> Pool | None:
         """None: if anybody serves the model, then a pair."""
@@ -294,15 +285,15 @@ class Exchange(Routed):
     def _pick(self, prompt_tokens: int = 0) -> None:
         """Choose and book. Raises RequestError when nobody can take it."""
         if self.pair is not None:
-            self.pair.pick(prompt_tokens, self._failed)
+            self.pair.pick(prompt_tokens, self.failed)
             return
         resilience = self.context.resilience
         pool = self.pool
         assert pool is not None
-        if not self._failed and resilience.is_quiet():
+        if not self.failed and resilience.is_quiet():
             self._choose(pool, prompt_tokens)
             return
-        failed = self._failed
+        failed = self.failed
         for _ in range(len(pool.slots) + 1):
             now = self.context.now()
             try:
@@ -322,7 +313,7 @@ class Exchange(Routed):
                 self._is_probe = ticket != UNCOUNTED
                 return
             # somebody else's probe went out a moment ago
-            self._unbook(now, None, False)
+            self.drop_booking()
             failed = (*failed, booked.slot)
         raise pool.nobody("their breakers wait for the results of probes")
 
@@ -370,7 +361,7 @@ class Exchange(Routed):
         booked = self.booked
         if booked is not None and self._told is None:
             self._told, self._is_probe = verdict, False
-            self.context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], self.context.now())
+            self.context.resilience.record(booked.slot, booked.ticket, VERDICTS[verdict], self.context.now())
 
     def _unbook(self, now: float, tokens: int | None, was_computed: bool, verdict: int = NEUTRAL) -> None:
         booked, self.booked = self.booked, None
@@ -382,18 +373,22 @@ class Exchange(Routed):
             verdict = NEUTRAL
         if context.short_way.finish(booked, now, tokens, was_computed, verdict) or self._is_probe:
             self._is_probe = False
-            context.resilience.record(booked.slot, booked.ticket, _VERDICTS[verdict], now)
+            context.resilience.record(booked.slot, booked.ticket, VERDICTS[verdict], now)
+
+    def drop_booking(self, verdict: Verdict = Verdict.NEUTRAL) -> None:
+        """Nothing was computed under it, as far as is known."""
+        self._unbook(self.context.now(), None, False, NUMBERS[verdict])
 
     # --- sending
 
     def _body_size(self) -> int:
         return self.request.body_size if self._rest is None else len(self._rest)
 
-    def _send(self) -> None:
+    def send(self) -> None:
         if self.is_ended:
             return
         if self.context.is_paused():
-            self._hold(self._send)
+            self._hold(self.send)
         elif self.pair is not None:
             self.pair.send()
         else:
@@ -422,7 +417,7 @@ class Exchange(Routed):
         elif self.context.is_paused():
             pool.put(connection)
             if self.pair is None:
-                self._hold(self._send)
+                self._hold(self.send)
             else:
                 self.pair.hold(self.send_now)
         else:
@@ -461,7 +456,7 @@ class Exchange(Routed):
         self._task = None
         found = self.note_connect_failure(worker, error)
         if not self.is_ended:
-            self._attempt_failed(Outcome(OutcomeKind.CONNECT_FAILED), found)
+            attempt_failed(self, Outcome(OutcomeKind.CONNECT_FAILED), found)
 
     def note_connect_failure(self, worker: WorkerSpec, error: OSError) -> RequestError:
         context = self.context
@@ -473,94 +468,31 @@ class Exchange(Routed):
             return worker_timeout(f"the worker {worker.url} took no connection in time", "worker_connect_timeout")
         return connect_failed(f"the worker {worker.url} cannot be reached: {error.strerror or error}")
 
-    # --- attempts that fail
-
-    def _attempt_failed(self, outcome: Outcome, error: RequestError) -> None:
-        """Nothing of an answer is out, or `_rest` asks for what is missing. The worker's connection is given up."""
-        step = self._next_step(outcome)
-        if isinstance(step, GiveUp):
-            self._note_given_up(step)
-            self._release_attempt(outcome)
-            self.give_up(error)
-            return
-        self._retry(step, outcome)
-
-    def give_up(self, error: RequestError) -> None:
-        """No attempt follows."""
-        self._finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
-
-    def _next_step(self, outcome: Outcome) -> Retry | GiveUp:
-        """What follows a failed attempt; a retry is paid for."""
-        context, now = self.context, self.context.now()
-        booked, pool = self.booked, self.pool
-        failed = self._failed if booked is None else (*self._failed, booked.slot)
-        if self.pair is not None:
-            has_other = self.pair.has_other(failed, now)
-        else:
-            has_other = pool is not None and context.resilience.has_other(pool, failed, now)
-        section = (self.plan or self.table.early_plan(None)).retry
-        attempt = Attempt(
-            self.request.started,
-            self.attempts,
-            self.resends,
-            self.head is not None and self._rest is None,
-            has_other,
-            self.watch.ends_at,
-        )
-        return RetryPolicy(section).decide(
-            outcome, attempt, now, context.rng, lambda: context.resilience.withdraw(section, now)
-        )
-
-    def _retry(self, step: Retry, outcome: Outcome) -> None:
-        context = self.context
-        if step.is_resend:
-            self.resends += 1
-            context.count(at.G_UPSTREAM_RESENDS)
-            if self.pair is not None:
-                self.pair.renew()
-            self._send()
-            return
-        self._release_attempt(outcome)
-        self.attempts = step.number
-        self.resends = 0
-        context.count(at.G_RETRIES)
-        self._pause = context.loop.call_later(step.delay_s, self._again)
-
-    def _release_attempt(self, outcome: Outcome) -> None:
-        booked, context = self.booked, self.context
-        self.watch.failed()
-        self._held = None
-        self.framing = self.framing if self._is_pinged else None
-        self._held_data = b""
-        if booked is None:
-            return
-        verdict = verdict_of(outcome.counts_as) if outcome.status else Verdict.FAILURE
-        failed: tuple[int, ...] = (booked.slot,)
-        if self.pair is not None:
-            verdict, failed = self.pair.failed(outcome, verdict)
-        self._failed = (*self._failed, *failed)
-        if outcome.kind is not OutcomeKind.CONNECT_FAILED:
-            context.words.add(context.segment.layout.load(context.shard, booked.slot, at.L_FAILURES), 1)
-        self._unbook(context.now(), None, False, _NUMBERS[verdict])
-
-    def _note_given_up(self, step: GiveUp) -> None:
-        if step.is_exhausted and (self.attempts > 1 or step.reason is Reason.BUDGET):
-            self.is_exhausted = True
-            self.context.count(at.G_RETRIES_EXHAUSTED)
-        if step.reason is Reason.BUDGET:
-            self.context.count(at.G_BUDGET_EMPTY)
+    # --- attempts that fail (relay.retrying)
 
     def _is_retried(self, outcome: Outcome, head: ResponseHead, framing: BodyFraming, data: bytes, start: int) -> bool:
         """Whether another attempt is made instead of passing this answer on."""
-        step = self._next_step(outcome)
-        if isinstance(step, GiveUp):
-            self._note_given_up(step)
+        step = next_attempt(self, outcome)
+        if step is None:
             return False
         upstream, self.upstream = self.upstream, None
         assert upstream is not None
         upstream.set_aside(head, framing, data, start)
-        self._retry(step, outcome)
+        retry(self, step, outcome)
         return True
+
+    def forget_answer(self) -> None:
+        """Of an attempt that has failed: what came of it, and went to nobody."""
+        self.watch.failed()
+        self._held, self._held_data = None, b""
+        self.framing = self.framing if self._is_pinged else None
+
+    def again_in(self, delay_s: float) -> None:
+        self._pause = self.context.loop.call_later(delay_s, self._again)
+
+    def give_up(self, error: RequestError) -> None:
+        """No attempt follows."""
+        self._finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
 
     # --- the answer, as the upstream connection reports it
 
@@ -572,7 +504,7 @@ class Exchange(Routed):
     def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns the position after this message's bytes in `data`, or NOT_TAKEN."""
         if head.status >= 400:
-            if self._is_retried(self.status_outcome(head), head, framing, data, position):
+            if self._is_retried(status_outcome(self, head), head, framing, data, position):
                 return NOT_TAKEN
             return self._open(head, framing, data, position)
         if self.pair is not None:
@@ -583,15 +515,6 @@ class Exchange(Routed):
             self._held, self.framing = head, framing
             return self._first_event(head, framing, data, position)
         return self._open(head, framing, data, position)
-
-    def status_outcome(self, head: ResponseHead) -> Outcome:
-        return Outcome(OutcomeKind.STATUS, head.status, self._retry_after_of(head))
-
-    def _retry_after_of(self, head: ResponseHead) -> float | None:
-        value = head.header(b"retry-after")
-        if value is None:
-            return None
-        return parse_retry_after(value.decode("latin-1"), self.context.wall_us(self.context.now()) / 1e6)
 
     def _first_event(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
         """What `head_received` does. Nothing is passed on, or read by the framing, before the event is whole."""
@@ -694,7 +617,7 @@ class Exchange(Routed):
             verdict = verdict_of(status)
             if self.pair is not None:
                 verdict, _ = self.pair.failed(Outcome(OutcomeKind.STATUS, status), verdict)
-            self._unbook(self.context.now(), None, False, _NUMBERS[verdict])
+            self.drop_booking(verdict)
         elif self._is_probe:
             self._tell_breaker(SUCCEEDED)
 
@@ -756,13 +679,13 @@ class Exchange(Routed):
         """
         self.upstream = None
         error = bad_answer("the worker closed the connection without an answer")
-        self._attempt_failed(Outcome(OutcomeKind.STALE if was_reused else OutcomeKind.RESET), error)
+        attempt_failed(self, Outcome(OutcomeKind.STALE if was_reused else OutcomeKind.RESET), error)
 
     def answer_broken(self, reason: str) -> None:
         error = bad_answer(reason)
         if self.head is None or self._ask_for_rest():
             self._abandon_upstream()
-            self._attempt_failed(Outcome(OutcomeKind.RESET), error)
+            attempt_failed(self, Outcome(OutcomeKind.RESET), error)
             return
         context = self.context
         if self.worker is not None:
@@ -797,13 +720,11 @@ class Exchange(Routed):
     def _is_failure_hidden(self, transcript: Transcript, failure: Outcome) -> bool:
         """The worker tells an error in the middle of its stream: whether another attempt goes on in its place."""
         withheld = transcript.withheld
-        if self._ask_for_rest():
-            step = self._next_step(failure)
-            if isinstance(step, Retry):
-                self._abandon_upstream()
-                self._retry(step, failure)
-                return True
-            self._note_given_up(step)
+        step = next_attempt(self, failure) if self._ask_for_rest() else None
+        if step is not None:
+            self._abandon_upstream()
+            retry(self, step, failure)
+            return True
         transcript.give_up()
         self._tell(transcript.feed(withheld))
         return False
@@ -836,7 +757,7 @@ class Exchange(Routed):
         if has_failed or head.status != 200 or not head.is_event_stream or head.header(b"content-encoding") is not None:
             self.upstream = None
             upstream.set_aside(head, framing, data, position)
-            self._release_attempt(Outcome(OutcomeKind.STATUS, 502 if head.status < 400 else head.status))
+            release(self, Outcome(OutcomeKind.STATUS, 502 if head.status < 400 else head.status))
             found = f"the worker {worker.url} did not go on with the stream (status {head.status})"
             self.cut(bad_answer(found), Ending.WORKER_BROKE)
             return NOT_TAKEN
@@ -851,14 +772,14 @@ class Exchange(Routed):
             upstream.pause_reading()
         elif self.client.is_write_paused:
             self.pause_upstream()
-        self._tell(CONTINUED_THERE if worker.slot in self._failed else CONTINUED)
+        self._tell(CONTINUED_THERE if worker.slot in self.failed else CONTINUED)
         return self.body_received(framing, data, position)
 
     def _is_told_to_the_end(self, transcript: Transcript) -> bool:
         """False: the worker's answer has ended, but not its text; what follows is on its way."""
         if not transcript.is_whole and self._ask_for_rest():
             error = bad_answer("the worker ended its stream in the middle of the text")
-            self._attempt_failed(Outcome(OutcomeKind.RESET), error)
+            attempt_failed(self, Outcome(OutcomeKind.RESET), error)
             return False
         self._tell(transcript.rest())
         self.client.transport.write(LAST_CHUNK)
@@ -909,12 +830,12 @@ class Exchange(Routed):
         elif deadline is Deadline.FIRST_TOKEN:
             self._abandon_upstream()
             error = worker_timeout(f"the worker sent no token within {section.first_token_s:g} s", how.code)
-            self._attempt_failed(Outcome(OutcomeKind.TIMEOUT), error)
+            attempt_failed(self, Outcome(OutcomeKind.TIMEOUT), error)
         elif deadline is Deadline.IDLE:
             error = worker_timeout(f"the worker's answer stood still for {section.idle_s:g} s", how.code)
             if self._ask_for_rest():
                 self._abandon_upstream()
-                self._attempt_failed(Outcome(OutcomeKind.TIMEOUT), error)
+                attempt_failed(self, Outcome(OutcomeKind.TIMEOUT), error)
             else:
                 self.cut(error, Ending.TIMEOUT, verdict=FAILED)
         else:
@@ -924,7 +845,7 @@ class Exchange(Routed):
             verdict = Verdict.FAILURE if has_silent_worker else Verdict.NEUTRAL
             if self.pair is not None and self.head is None:
                 verdict, _ = self.pair.failed(Outcome(OutcomeKind.TIMEOUT), Verdict.FAILURE)
-            self._finish_with(error, Ending.TIMEOUT, _NUMBERS[verdict])
+            self._finish_with(error, Ending.TIMEOUT, NUMBERS[verdict])
 
     def _watch_again(self, now: float) -> None:
         """Another deadline runs than a moment ago."""
@@ -1015,7 +936,7 @@ class Exchange(Routed):
         if self.is_held:
             context.pausing.let_go(self)
         if ending is _COMPLETE:
-            verdict = SUCCEEDED if status < 400 else _NUMBERS[verdict_of(status)]
+            verdict = SUCCEEDED if status < 400 else NUMBERS[verdict_of(status)]
         was_computed = status < 400 or ending is _CLIENT_LEFT
         tokens = own_tokens = output_tokens(self, ending)
         if tokens is not None and self.transcript is not None:
@@ -1049,7 +970,6 @@ class Exchange(Routed):
 
     # --- what the other leg of a pair does to it (relay.pair)
 
-    @property
     def rest(self) -> bytes | None:
         return self._rest
 
@@ -1084,7 +1004,7 @@ class Exchange(Routed):
 
     def leg_failed(self, outcome: Outcome, error: RequestError) -> None:
         self.abandon_leg()
-        self._attempt_failed(outcome, error)
+        attempt_failed(self, outcome, error)
 
     def retry_or_answer(
         self, connection: UpstreamConnection, head: ResponseHead, framing: BodyFraming, data: bytes, position: int
@@ -1095,11 +1015,11 @@ class Exchange(Routed):
         """
         self.abandon_leg()
         self.upstream = connection
-        if self._is_retried(self.status_outcome(head), head, framing, data, position):
+        if self._is_retried(status_outcome(self, head), head, framing, data, position):
             return NOT_TAKEN
         assert self.pair is not None
         booked, is_probe = self.pair.hand_over()
-        self._unbook(self.context.now(), None, False)
+        self.drop_booking()
         self.take(booked, booked, is_probe=is_probe)
         connection.exchange = self
         return self._open(head, framing, data, position)

@@ -7,11 +7,11 @@ request lives: it picks both workers, keeps the prefill leg with its booking, an
 
     exchange                                  pair                                      prefill leg
     _pick                ──>                  pick: both workers, both booked
-    _send                ──>                  send: machine, Started           ──>      its request
+    send                 ──>                  send: machine, Started           ──>      its request
                          <── send_now         Send(DECODE)
     good head, 1st byte  ──>                  tell                             <──      head, first byte, end
     attempt failed       ──>                  failed: who is charged           ──>      cancelled
-    _attempt_failed      <── leg_failed       Fail                             <──      bad head, broken
+    attempt_failed       <── leg_failed       Fail                             <──      bad head, broken
     _end                 ──>                  end                              ──>      cancelled, or drained
 
 The prefill worker is charged from the pick to the first token; then a *hold* says that decode has yet to fetch from it:
@@ -60,6 +60,7 @@ from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.relay.merging import Merging
 from pointsman.daemon.relay.pair_probe import as_probed
 from pointsman.daemon.relay.prefill_leg import PrefillLeg
+from pointsman.daemon.relay.retrying import status_outcome
 from pointsman.daemon.relay.routes import PAIR_PROBE
 from pointsman.daemon.resilience.breaker import Verdict
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
@@ -237,7 +238,7 @@ class Pair:
 
     def _body(self) -> bytes:
         """The client's, or what asks for the rest of a broken stream."""
-        rest = self.exchange.rest
+        rest = self.exchange.rest()
         return self.exchange.request.body() if rest is None else rest
 
     def _send_prefill(self) -> None:
@@ -394,7 +395,7 @@ class Pair:
         """
         connection = leg.connection
         assert connection is not None
-        self.tell(Headed(Leg.PREFILL, self.exchange.status_outcome(head)))
+        self.tell(Headed(Leg.PREFILL, status_outcome(self.exchange, head)))
         if self._failure is None:
             return None
         leg.connection = None
