@@ -412,10 +412,10 @@ def test_a_foreign_segment_is_refused() -> None:
     with pytest.raises(PrefixIndexError, match="no prefix index"):
         PrefixIndex.attach(fd)
     index = PrefixIndex.create(1, 4)
-    index.memory[8:16] = array("Q", [999]).tobytes()
+    memoryview(index.memory)[8:16] = array("Q", [999]).tobytes()
     with pytest.raises(PrefixIndexError, match="version"):
         PrefixIndex.attach(index.fd)
-    index.memory[0:24] = array("Q", [MAGIC, 1, 12345]).tobytes()
+    memoryview(index.memory)[0:24] = array("Q", [MAGIC, 1, 12345]).tobytes()
     with pytest.raises(PrefixIndexError, match="header"):
         PrefixIndex.attach(index.fd)
 

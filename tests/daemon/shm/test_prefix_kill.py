@@ -57,7 +57,7 @@ class Scene:
         return self.index.pin(slot, self.index.chain().load(content), shard)
 
     def restore(self) -> None:
-        self.index.memory[:] = self.memory
+        memoryview(self.index.memory)[:] = self.memory
 
     def recount(self) -> None:
         assert self.index.check() == []
@@ -207,7 +207,7 @@ def test_a_journal_that_makes_no_sense_empties_the_index_and_is_counted(kills: i
 
     def work() -> None:
         scene.index.lock()
-        scene.index.memory[JOURNAL_AT : JOURNAL_AT + 8] = array("Q", [1000]).tobytes()
+        memoryview(scene.index.memory)[JOURNAL_AT : JOURNAL_AT + 8] = array("Q", [1000]).tobytes()
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert was_killed(run_child(work))
