@@ -17,4 +17,7 @@ cdef class Connection:
 
     cpdef send(self, Job job)
     cpdef close(self)
+    cpdef connection_made(self, transport)
+    cpdef data_received(self, bytes data)
+    cpdef connection_lost(self, exc)
     cdef _end(self, ended_by, long long now_ns)

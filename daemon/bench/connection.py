@@ -5,7 +5,6 @@ Compiled, because it is called for each event of each stream (connection.pxd giv
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Protocol, cast
@@ -45,12 +44,19 @@ class Job:
         self.tag = tag
 
 
+class Transport(Protocol):
+    """What a connection needs of asyncio's, or of a `PlainSocket`."""
+
+    def write(self, data: bytes) -> None: ...
+    def abort(self) -> None: ...
+
+
 class Connection:
     """An asyncio.Protocol; the transport asks for nothing but its methods."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._transport: Transport = cast(Transport, None)
         self._answer = Answer(WORKER_HEADERS)
         self.job: Job | None = None
         self.idle_since_ns = 0
@@ -77,7 +83,7 @@ class Connection:
 
     # --- from the transport
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Transport) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import resource
+import socket
 from time import monotonic_ns
 from typing import Any, cast
 
 from pointsman.daemon.bench.answer import Answer
 from pointsman.daemon.bench.connection import Connection, Job
 from pointsman.daemon.bench.outcome import CONNECT, DISCONNECT, GENERATOR, TIMEOUT, Verdict
+from pointsman.daemon.bench.sockets import Sockets
 from pointsman.daemon.bench.target import Target
 
 MAX_IDLE_S = 2.0
@@ -37,6 +40,7 @@ class Driver:
         self._busy: set[Connection] = set()
         self._idle: list[Connection] = []
         self._opening: set[asyncio.Task[None]] = set()
+        self._sockets = Sockets(self._loop)
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         _raise_file_limit()
 
@@ -72,6 +76,7 @@ class Driver:
             connection.job = None
             connection.close()
         await asyncio.gather(*self._opening, return_exceptions=True)
+        self._sockets.close()
         await asyncio.sleep(0)  # transports that were aborted close in the loop's next turn
 
     # --- from connections
@@ -88,13 +93,9 @@ class Driver:
     # --- inside
 
     async def _open(self, job: Job) -> None:
-        target = self.target
         try:
             async with asyncio.timeout(self._timeout_s):
-                connection: Connection
-                _, connection = await self._loop.create_connection(
-                    lambda: cast(Any, Connection(self)), target.host, target.port, ssl=target.tls
-                )
+                connection = await self._connect()
         except TimeoutError:
             self._never_sent(job, Verdict(TIMEOUT, "no connection in time"))
         except OSError as error:
@@ -107,6 +108,16 @@ class Driver:
                 return
             self._busy.add(connection)
             connection.send(job)
+
+    async def _connect(self) -> Connection:
+        target = self.target
+        connection = Connection(self)
+        if target.tls is None:
+            self._sockets.adopt(await _connect_plain(self._loop, target.host, target.port), connection)
+        else:
+            protocol = cast(Any, connection)
+            await self._loop.create_connection(lambda: protocol, target.host, target.port, ssl=target.tls)
+        return connection
 
     def _never_sent(self, job: Job, verdict: Verdict) -> None:
         self.in_flight -= 1
@@ -122,6 +133,26 @@ class Driver:
         late = [one for one in self._busy if one.job is not None and one.job.sent_ns < limit_ns]
         for connection in late:
             connection.time_out(now_ns)
+
+
+async def _connect_plain(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+    """To the first of the host's addresses that accepts. Raises the OSError of the last one."""
+    failure = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setblocking(False)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(made, address)
+        except OSError as error:
+            made.close()
+            failure = OSError(error.errno, os.strerror(error.errno or 0))
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+    raise failure
 
 
 def _raise_file_limit() -> None:

@@ -1,13 +1,14 @@
 """Whether the generator is good enough for what it measures: what it costs, and whether its figures are true.
 
-Cost is CPU time of this process alone, against a server in another one.
+Cost is CPU time of this process alone, against a server in another one. Others on the machine can make it more (their
+data is in the caches then), never less: a round that is above its bound is tried again, MOST_ROUNDS in all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from pointsman.daemon.bench.scenarios import Bench, Load, open_endpoint
 from pointsman.daemon.bench.target import read_target
 from pointsman.daemon.bench.workloads import basic
 
+MOST_ROUNDS = 3
 MOST_US_PER_REQUEST = 50.0
 MOST_US_PER_EVENT = 10.0
 DELAY_MS = 20.0
@@ -45,21 +47,39 @@ class Check:
 async def self_test(show: Callable[[str], None]) -> list[Check]:
     """`show` is told what is tested next. Raises OSError when the server cannot be started."""
     show("CPU time per request")
-    requests = await _run(_requests(32, 2.0))
+    requests = await _tried(_cost_of_requests)
     show("CPU time per event of a stream")
-    events = await _run(_streams(100, 300), "--gap-ms", "5")
+    events = await _tried(_cost_of_events)
     show("a known latency")
     late = await _run(_open(200.0, 1.5), "--delay-ms", f"{DELAY_MS}")
     show("a server that stands still")
     stalled = await _run(_open(200.0, 2.0), "--stall-after", "150", "--stall-ms", f"{STALL_MS}")
     return [
-        _at_most("CPU per request", requests.generator.cpu_us_per_request, MOST_US_PER_REQUEST, "µs", requests),
-        _at_most("CPU per streamed event", events.generator.cpu_us_per_event or 0.0, MOST_US_PER_EVENT, "µs", events),
+        requests,
+        events,
         _between(
             "least of a known latency", late.results.e2e_ms.min, DELAY_MS - TIMER_MS, DELAY_MS + MOST_ERROR_MS, late
         ),
         _at_least("p99 with a server that stood still", stalled.results.e2e_ms.p99, LEAST_SEEN_MS, stalled),
     ]
+
+
+async def _tried(measure: Callable[[], Awaitable[Check]]) -> Check:
+    """The first round below the bound, or the best."""
+    rounds = [await measure()]
+    while not rounds[-1].is_passed and len(rounds) < MOST_ROUNDS:
+        rounds.append(await measure())
+    return next((check for check in rounds if check.is_passed), min(rounds, key=lambda check: check.value))
+
+
+async def _cost_of_requests() -> Check:
+    run = await _run(_requests(32, 2.0))
+    return _at_most("CPU per request", run.generator.cpu_us_per_request, MOST_US_PER_REQUEST, "µs", run)
+
+
+async def _cost_of_events() -> Check:
+    run = await _run(_streams(200, 600), "--gap-ms", "5")
+    return _at_most("CPU per streamed event", run.generator.cpu_us_per_event or 0.0, MOST_US_PER_EVENT, "µs", run)
 
 
 def _at_most(name: str, value: float, most: float, unit: str, run: Run) -> Check:
@@ -83,7 +103,8 @@ def _requests(clients: int, seconds: float) -> Load:
 
 
 def _streams(clients: int, requests: int) -> Load:
-    """Each event comes by itself. No warm-up: events of one would be in the time of the other."""
+    """Each event comes by itself, and as many that their cost shows, not that of waking an idle CPU for a few. No
+    warm-up: events of one would be in the time of the other."""
     return Load(Extent(warm_up_s=0.0, requests=requests), partial(basic, 100, is_stream=True), clients=clients)
 
 

@@ -40,6 +40,12 @@ def read_target(
         raise ValueError(f"a URL is http://HOST:PORT or https://HOST:PORT, not {text!r}")
     if parts.path.rstrip("/") not in ("", "/v1") or parts.query or parts.username:
         raise ValueError(f"a URL is http://HOST:PORT without a path, not {text!r}")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(
+            f"a URL is http://HOST:PORT; parts of a host's name have 1 to 63 characters, not as in {text!r}"
+        ) from None
     tls = None
     if parts.scheme == "https":
         try:

@@ -21,6 +21,7 @@ import pytest
 from pointsman.daemon.bench.model import Report, Run, read_report
 from pointsman.daemon.main import main
 from pointsman.scripts.simulated_engine.launch import launch_engines
+from tests.fakes.certificates import Authority
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.scripted_worker import ScriptedWorker, Session
 
@@ -415,7 +416,19 @@ def test_keys_and_headers_are_sent_and_kept_out_of_the_report(tmp_path: Path, mo
     assert "hidden-value" not in text
 
 
+def test_over_tls_and_by_a_name(gate: Gateway, engines: list[str], tmp_path: Path) -> None:
+    """A name may have addresses where nobody listens."""
+    few = (*QUICK, "basic", "-s", "-r", "10", "-c", "2")
+    assert only_run(measured(tmp_path / "plain", f"http://localhost:{gate.port}", *few)).results.successful == 10
+    authority = Authority(tmp_path / "authority")
+    with gateway(*authority.issue().flags, workers=engines) as secure:
+        url = f"https://localhost:{secure.port}"
+        report = measured(tmp_path / "secure", url, "--ca-file", str(authority.file), *few)
+    assert only_run(report).results.successful == 10
+
+
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_generator_is_cheap_and_exact() -> None:
     """<= 50 µs of CPU time a request, <= 10 µs an event, and latencies that are true."""
     done = bench("self-test")

@@ -126,7 +126,19 @@ def test_urls(text: str, url: str, authority: str) -> None:
     assert (target.url, target.authority) == (url, authority)
 
 
-@pytest.mark.parametrize("text", ["", "ftp://x", "http://", "http://x:99999", "http://x/other", "http://u:p@x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ftp://x",
+        "http://",
+        "http://x:99999",
+        "http://x/other",
+        "http://u:p@x",
+        "http://a..b",
+        f"http://{'a' * 64}.b",
+    ],
+)
 def test_urls_that_cannot_be_used(text: str) -> None:
     with pytest.raises(ValueError, match="URL is"):
         read_target(text)
