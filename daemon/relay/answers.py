@@ -12,6 +12,7 @@ JSON = b"application/json"
 TEXT = b"text/plain; charset=utf-8"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 EVENT_STREAM_ERROR_PREFIX = b"data: "
+LAST_CHUNK = b"0\r\n\r\n"
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -25,6 +26,10 @@ def error_body(error: RequestError) -> bytes:
 def error_event(error: RequestError) -> bytes:
     """A complete server-sent event; never followed by `[DONE]`."""
     return EVENT_STREAM_ERROR_PREFIX + error_body(error) + b"\n\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def render(

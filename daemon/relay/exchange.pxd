@@ -20,7 +20,7 @@ cdef class Exchange(Routed):
     cdef public bint is_held
     cdef public tuple failed
     cdef ResponseHead _held
-    cdef bytes _held_data, _rest
+    cdef bytes _held_data
     cdef object _metered, _permit, _told, _pause, _task
     cdef bint _has_free_permit, _is_probe, _is_pinged, _is_unchunked
 
@@ -39,6 +39,7 @@ cdef class Exchange(Routed):
     cdef _tell_breaker(self, int verdict)
     cdef _unbook(self, double now, tokens, bint was_computed, int verdict=*)
     cdef long long _body_size(self) except -1
+    cpdef bytes rest(self)
     cpdef send(self)
     cpdef send_now(self)
     cpdef bytes request_head_for(self, UpstreamPool pool, long long body_size)
@@ -50,11 +51,11 @@ cdef class Exchange(Routed):
     cdef Py_ssize_t _open(
         self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position, bint has_failed=*
     ) except? -2
-    cdef _forget_body(self)
+    cpdef forget_body(self)
     cdef _head_written(self, ResponseHead head, bytes out, bint is_whole=*)
-    cdef _judge(self, int status)
+    cpdef judge(self, int status)
     cdef _first_byte(self, ResponseHead head)
     cdef _note_usage(self, bytes data)
     cdef _end(self, int status, ending, int verdict=*)
-    cdef _abandon_upstream(self)
+    cpdef abandon_upstream(self)
     cdef _leave(self, tokens)

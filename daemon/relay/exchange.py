@@ -17,8 +17,8 @@ what follows. Every attempt is a pick and a booking of its own, without the work
 
 What is answered is the worker's own bytes. Once the head is out, an error can only be told by breaking the stream: a
 cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see `cut`. Under `streamFailure: continue`
-a broken stream goes back to "attempt failed" instead: it has a `Transcript`, which passes on whole events only, and the
-next attempt asks for the rest of its text (see `continuation`).
+a broken stream goes back to "attempt failed" instead, and the next attempt asks for the rest of its text; what only
+such streams need stands beside the exchange, see `continued`.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ from pointsman.daemon.errors import (
     worker_timeout,
 )
 from pointsman.daemon.relay.aborting import abort_request
-from pointsman.daemon.relay.answers import error_event
-from pointsman.daemon.relay.continuation import Resumable, Transcript
+from pointsman.daemon.relay.answers import LAST_CHUNK, chunk, error_event
+from pointsman.daemon.relay.continued import Continued
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.pair import pair_up
-from pointsman.daemon.relay.retrying import attempt_failed, next_attempt, release, retry, status_outcome
+from pointsman.daemon.relay.receiver import NOT_TAKEN
+from pointsman.daemon.relay.retrying import attempt_failed, next_attempt, retry, status_outcome
 from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import PAIR_PROBE, Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
@@ -66,7 +67,6 @@ from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
 from pointsman.daemon.resilience.timeouts import DEADLINES, MISSED, Deadline, Watch
 from pointsman.daemon.resilience.waiting import Waiter
 from pointsman.daemon.routing.body import Features
-from pointsman.daemon.routing.request import json_features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
@@ -79,11 +79,6 @@ PING = b": ping\n\n"
 PING_HEAD = ResponseHead(
     200, b"HTTP/1.1 200 OK", b"\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache", None, True, True, True
 )
-LAST_CHUNK = b"0\r\n\r\n"
-CONTINUED = b": continued on another worker\n\n"
-CONTINUED_THERE = b": continued on the same worker\n\n"
-NOT_TAKEN = -1
-"""What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
 _COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -119,8 +114,6 @@ class Exchange(Routed):
     """what the breaker has heard already"""
     _is_pinged: bool
     """our own head and a comment went out before the worker said anything"""
-    _rest: bytes | None
-    """the request for the rest of a broken stream, from the break until it is answered"""
     _pause: asyncio.TimerHandle | None
     _is_unchunked: bool
     _task: asyncio.Task[None] | None
@@ -382,7 +375,12 @@ class Exchange(Routed):
     # --- sending
 
     def _body_size(self) -> int:
-        return self.request.body_size if self._rest is None else len(self._rest)
+        rest = self.rest()
+        return self.request.body_size if rest is None else len(rest)
+
+    def rest(self) -> bytes | None:
+        """What is sent in place of the client's body: the request for the rest of a broken stream."""
+        return None if self.continued is None else self.continued.rest
 
     def send(self) -> None:
         if self.is_ended:
@@ -424,7 +422,7 @@ class Exchange(Routed):
             self._send_on(connection)
 
     def _send_on(self, connection: UpstreamConnection) -> None:
-        request, body = self.request, self._rest
+        request, body = self.request, self.rest()
         if self.pair is not None:
             if not self.pair.may_send_decode():
                 connection.pool.put(connection)
@@ -540,13 +538,13 @@ class Exchange(Routed):
         self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, has_failed: bool = False
     ) -> int:
         """Pass the answer on, from here to its end."""
-        if self._rest is not None:
-            return self._open_rest(head, framing, data, position, has_failed=has_failed)
+        if self.continued is not None and self.continued.rest is not None:
+            return self.continued.open_rest(head, framing, data, position, has_failed=has_failed)
         request, plan = self.request, self.plan
         if plan is not None and plan.continues_streams and not has_failed:
-            self.transcript = self._begin_transcript(head)
-        if self.transcript is None:
-            self._forget_body()
+            self.continued = Continued.begin(self, head)
+        if self.continued is None:
+            self.forget_body()
         if self.client.is_write_paused:
             self.pause_upstream()
         if self._is_pinged:
@@ -562,7 +560,7 @@ class Exchange(Routed):
         out = client_head(head, request.is_http_1_0, self.is_keep_alive, own_headers(self))
         available = len(data) - position
         has_nothing = framing.is_done or available == 0
-        is_read = self._is_unchunked or self.transcript is not None or self.pair is not None
+        is_read = self._is_unchunked or self.continued is not None or self.pair is not None
         if has_nothing or available > SMALL_WRITE_BYTES or is_read:
             self._head_written(head, out)
             return position if has_nothing else self.body_received(framing, data, position)
@@ -580,7 +578,7 @@ class Exchange(Routed):
         """Tell the client of a stream that it still waits; the first time by a head of our own."""
         if self.request.is_http_1_0 or self.upstream is None or self._held_data:
             return
-        out = b"%x\r\n%b\r\n" % (len(PING), PING)
+        out = chunk(PING)
         if self.head is None:
             self._is_pinged = True
             self.is_keep_alive = self.request.keep_alive and not self.context.closes_connections()
@@ -605,13 +603,13 @@ class Exchange(Routed):
         """`is_whole`: nothing follows, and the connection stays open."""
         self.head, self.status = head, head.status
         self.watch.has_answer = True
-        self._judge(head.status)
+        self.judge(head.status)
         if is_whole:
             self.client.write_soon(out)
         else:
             self.client.transport.write(out)
 
-    def _judge(self, status: int) -> None:
+    def judge(self, status: int) -> None:
         """What the head says of the worker, before the client can act on it: on another shard, perhaps."""
         if status >= 400:
             verdict = verdict_of(status)
@@ -625,8 +623,8 @@ class Exchange(Routed):
         """Returns what `head_received` does."""
         if self._held is not None:
             return self._first_event(self._held, framing, data, position)
-        if self.transcript is not None:
-            return self._pass_events(self.transcript, framing, data, position)
+        if self.continued is not None:
+            return self.continued.body_received(framing, data, position)
         if self.pair is not None and self.pair.merging is not None:
             return self.pair.merging.body_received(framing, data, position)
         transport = self.client.transport
@@ -644,6 +642,24 @@ class Exchange(Routed):
         if not self._is_unchunked:
             self.sink = transport
         return end
+
+    def tell_events(self, events: bytes) -> None:
+        """What `body_received` does, with whole events in a chunk of ours."""
+        if not events:
+            return
+        out = chunk(events)
+        self.client.transport.write(out)
+        self.bytes_out += len(out)
+        self._note_usage(events)
+        if self.first_byte_at == 0.0 and self.head is not None:
+            self._first_byte(self.head)
+
+    def end_chunks(self) -> None:
+        self.client.transport.write(LAST_CHUNK)
+
+    def forget_body(self) -> None:
+        self.client.release_body(self.request)
+        self.features.prompt = ()  # spans of the body
 
     def _first_byte(self, head: ResponseHead) -> None:
         now = self.first_byte_at = self.context.now()
@@ -668,7 +684,7 @@ class Exchange(Routed):
         if self.pair is not None and self.pair.merging is not None and not self.pair.merging.finish():
             return
         self.upstream = None
-        if self.transcript is None or self._is_told_to_the_end(self.transcript):
+        if self.continued is None or self.continued.finish():
             self._end(self.status, _COMPLETE)
 
     def closed_unanswered(self, was_reused: bool) -> None:
@@ -683,8 +699,8 @@ class Exchange(Routed):
 
     def answer_broken(self, reason: str) -> None:
         error = bad_answer(reason)
-        if self.head is None or self._ask_for_rest():
-            self._abandon_upstream()
+        if self.head is None or self._is_resumed():
+            self.abandon_upstream()
             attempt_failed(self, Outcome(OutcomeKind.RESET), error)
             return
         context = self.context
@@ -692,115 +708,9 @@ class Exchange(Routed):
             context.words.add(context.segment.layout.load(context.shard, self.worker.slot, at.L_FAILURES), 1)
         self.cut(error, Ending.WORKER_BROKE)
 
-    # --- a stream that may be continued
-
-    def _begin_transcript(self, head: ResponseHead) -> Transcript | None:
-        """None: the ordinary way."""
-        request, context = self.request, self.context
-        if not (head.status == 200 and head.is_event_stream and head.is_chunked) or request.is_http_1_0:
-            return None
-        if head.header(b"content-encoding") is not None or not context.buffers.may_keep():
-            return None
-        resumable = Resumable.read(self.route.path, request.body())
-        return None if resumable is None else Transcript(resumable)
-
-    def _pass_events(self, transcript: Transcript, framing: BodyFraming, data: bytes, position: int) -> int:
-        """What `body_received` does. The chunks are ours; nothing but whole events goes out."""
-        pieces: list[bytes] = []
-        end = framing.feed(data, position, pieces)
-        self._tell(transcript.feed(b"".join(pieces)))
-        if transcript.failure is not None and self._is_failure_hidden(transcript, transcript.failure):
-            return NOT_TAKEN
-        if transcript.is_resumable:
-            self.client.hold(self.request, transcript.size_bytes)
-        elif self.request.held_bytes:
-            self._forget_body()
-        return end
-
-    def _is_failure_hidden(self, transcript: Transcript, failure: Outcome) -> bool:
-        """The worker tells an error in the middle of its stream: whether another attempt goes on in its place."""
-        withheld = transcript.withheld
-        step = next_attempt(self, failure) if self._ask_for_rest() else None
-        if step is not None:
-            self._abandon_upstream()
-            retry(self, step, failure)
-            return True
-        transcript.give_up()
-        self._tell(transcript.feed(withheld))
-        return False
-
-    def _tell(self, events: bytes) -> None:
-        if not events:
-            return
-        chunk = b"%x\r\n%b\r\n" % (len(events), events)
-        self.client.transport.write(chunk)
-        self.bytes_out += len(chunk)
-        self._note_usage(events)
-        if self.first_byte_at == 0.0 and self.head is not None:
-            self._first_byte(self.head)
-
-    def _ask_for_rest(self) -> bool:
-        """Whether the broken stream can be continued: then the next attempt does it."""
-        transcript = self.transcript
-        self._rest = None if transcript is None else transcript.resume(self.request.body())
-        if self._rest is None:
-            return False
-        self.features = json_features(self._rest)
-        return True
-
-    def _open_rest(
-        self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, *, has_failed: bool
-    ) -> int:
-        """What `_open` does, with the answer that has the rest of a broken stream."""
-        upstream, worker = self.upstream, self.worker
-        assert upstream is not None and worker is not None
-        if has_failed or head.status != 200 or not head.is_event_stream or head.header(b"content-encoding") is not None:
-            self.upstream = None
-            upstream.set_aside(head, framing, data, position)
-            release(self, Outcome(OutcomeKind.STATUS, 502 if head.status < 400 else head.status))
-            found = f"the worker {worker.url} did not go on with the stream (status {head.status})"
-            self.cut(bad_answer(found), Ending.WORKER_BROKE)
-            return NOT_TAKEN
-        self.framing, self._rest = framing, None
-        self.continuations += 1
-        self.context.count(at.G_CONTINUATIONS)
-        self._judge(head.status)
-        self.watch.has_answer = True
-        if self.booked is not None:
-            self.context.chooser.first_token(self.booked, self.context.now())
-        if self.has_paused_upstream:
-            upstream.pause_reading()
-        elif self.client.is_write_paused:
-            self.pause_upstream()
-        self._tell(CONTINUED_THERE if worker.slot in self.failed else CONTINUED)
-        return self.body_received(framing, data, position)
-
-    def _is_told_to_the_end(self, transcript: Transcript) -> bool:
-        """False: the worker's answer has ended, but not its text; what follows is on its way."""
-        if not transcript.is_whole and self._ask_for_rest():
-            error = bad_answer("the worker ended its stream in the middle of the text")
-            attempt_failed(self, Outcome(OutcomeKind.RESET), error)
-            return False
-        self._tell(transcript.rest())
-        self.client.transport.write(LAST_CHUNK)
-        return True
-
-    def _cut_transcript(self, transcript: Transcript, error: RequestError, ending: Ending, verdict: int) -> None:
-        """What `cut` does. The client has whole events; if it has all of them, nothing is broken for it."""
-        if transcript.is_complete:
-            self._tell(transcript.ending())
-            self.client.transport.write(LAST_CHUNK)
-            self._end(self.status, _COMPLETE)
-            return
-        self.is_keep_alive = False
-        if verdict == FAILED:
-            self._tell_breaker(verdict)
-        self._tell(error_event(error))
-        self._end(self.status, ending, verdict)
-
-    def _forget_body(self) -> None:
-        self.client.release_body(self.request)
-        self.features.prompt = ()  # spans of the body
+    def _is_resumed(self) -> bool:
+        """Whether what has broken is gone on with by the next attempt, if there is one."""
+        return self.continued is not None and self.continued.resume()
 
     # --- what else can happen
 
@@ -828,13 +738,13 @@ class Exchange(Routed):
             self.blame = Fault.CLIENT
             self._end(self.status, Ending.TIMEOUT)
         elif deadline is Deadline.FIRST_TOKEN:
-            self._abandon_upstream()
+            self.abandon_upstream()
             error = worker_timeout(f"the worker sent no token within {section.first_token_s:g} s", how.code)
             attempt_failed(self, Outcome(OutcomeKind.TIMEOUT), error)
         elif deadline is Deadline.IDLE:
             error = worker_timeout(f"the worker's answer stood still for {section.idle_s:g} s", how.code)
-            if self._ask_for_rest():
-                self._abandon_upstream()
+            if self._is_resumed():
+                self.abandon_upstream()
                 attempt_failed(self, Outcome(OutcomeKind.TIMEOUT), error)
             else:
                 self.cut(error, Ending.TIMEOUT, verdict=FAILED)
@@ -906,26 +816,31 @@ class Exchange(Routed):
         connection *is* the end of the body, only a reset can tell.
         """
         self.blame = error.fault
-        if self.transcript is not None:
-            self._cut_transcript(self.transcript, error, ending, verdict)
+        if self.continued is not None and self.continued.is_finished():
+            self._end(self.status, _COMPLETE)
             return
-        head, framing, transport = self.head, self.framing, self.client.transport
-        assert head is not None and framing is not None
         self.is_keep_alive = False
         if verdict == FAILED:
             self._tell_breaker(verdict)
+        if self.continued is not None:
+            self.tell_events(error_event(error))
+        else:
+            self._break(error)
+        self._end(self.status, ending, verdict)
+
+    def _break(self, error: RequestError) -> None:
+        head, framing, transport = self.head, self.framing, self.client.transport
+        assert head is not None and framing is not None
         may_speak = framing.is_between_chunks or framing.ends_with_connection or self._is_unchunked
         if head.is_event_stream and may_speak:
             event = _closing(framing.tail) + error_event(error)
-            if not (self._is_unchunked or framing.ends_with_connection):
-                event = b"%x\r\n%b\r\n" % (len(event), event)
-            transport.write(event)
+            is_whole_body = self._is_unchunked or framing.ends_with_connection
+            transport.write(event if is_whole_body else chunk(event))
         elif framing.ends_with_connection or self._is_unchunked:
             peer: socket.socket | None = transport.get_extra_info("socket")
             if peer is not None:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             transport.abort()
-        self._end(self.status, ending, verdict)
 
     def _end(self, status: int, ending: Ending, verdict: int = NEUTRAL) -> None:
         if self.is_ended:
@@ -939,8 +854,8 @@ class Exchange(Routed):
             verdict = SUCCEEDED if status < 400 else NUMBERS[verdict_of(status)]
         was_computed = status < 400 or ending is _CLIENT_LEFT
         tokens = own_tokens = output_tokens(self, ending)
-        if tokens is not None and self.transcript is not None:
-            own_tokens = max(tokens - self.transcript.spent, 0)  # of the booking that ends now
+        if tokens is not None and self.continued is not None:
+            own_tokens = max(tokens - self.continued.transcript.spent, 0)  # of the booking that ends now
         self._unbook(now, own_tokens, was_computed, verdict)
         self._leave(tokens)
         if self._metered is not None:
@@ -961,17 +876,16 @@ class Exchange(Routed):
             self.pair.end(is_complete=ending is Ending.COMPLETE)
         self.features.prompt = ()
         report(self, status, ending, now)
+        if self.continued is not None:
+            self.continued = None  # each holds the other: no cycle, so that both go at once
         self.client.exchange_ended(self.request, self.is_keep_alive)
 
-    def _abandon_upstream(self) -> None:
+    def abandon_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
 
     # --- what the other leg of a pair does to it (relay.pair)
-
-    def rest(self) -> bytes | None:
-        return self._rest
 
     def again(self) -> None:
         self._again()
@@ -983,13 +897,6 @@ class Exchange(Routed):
         """The prefill leg is sent: from here on the client waits for its first token."""
         self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
 
-    def tell_events(self, events: bytes) -> None:
-        """What `body_received` does, with whole events in a chunk of ours."""
-        self._tell(events)
-
-    def end_chunks(self) -> None:
-        self.client.transport.write(LAST_CHUNK)
-
     def open_merged(self, head: ResponseHead, framing: BodyFraming, body: bytes) -> None:
         """A whole answer, with a head that was held back."""
         assert self.pair is not None
@@ -997,7 +904,7 @@ class Exchange(Routed):
         self._open(head, framing, body, 0)
 
     def abandon_leg(self) -> None:
-        self._abandon_upstream()
+        self.abandon_upstream()
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from pointsman.daemon.errors import RequestError, no_worker, request_timeout, worker_timeout
 from pointsman.daemon.relay.access import short_line
+from pointsman.daemon.relay.answers import LAST_CHUNK
 from pointsman.daemon.relay.elsewhere import Destination
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 CLIENT_CLOSED_REQUEST = 499
 MAX_HEAD_BYTES = 65536
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Passage(Armed):
@@ -117,7 +117,7 @@ class Passage(Armed):
         if self._far is not None and not self._is_body_sent and not self.is_ended:
             self._is_body_sent = True
             if self._is_chunked:
-                self._far.transport.write(_LAST_CHUNK)
+                self._far.transport.write(LAST_CHUNK)
 
     def hold_body(self) -> None:
         if not self.request.is_complete:

@@ -12,6 +12,9 @@ from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.relay.wheel import Armed
 
+NOT_TAKEN = -1
+"""What `head_received` and `body_received` return when the answer is not passed on: another attempt follows."""
+
 
 class Receiver(Armed):
     """What is not set in `__init__` begins as None, 0 or False: it is a C struct (receiver.pxd)."""

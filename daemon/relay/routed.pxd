@@ -38,7 +38,7 @@ cdef class Routed(Receiver):
     cdef public Plan plan
     cdef public Pool pool
     cdef public Usage usage
-    cdef public object worker, taken, blame, transcript, pair
+    cdef public object worker, taken, blame, continued, pair
     cdef public str asked_strategy
     cdef public int status, attempts, resends, continuations
     cdef public bint is_exhausted, is_keep_alive, is_ended

@@ -22,7 +22,7 @@ from pointsman.daemon.shm.recording import Taken
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
-    from pointsman.daemon.relay.continuation import Transcript
+    from pointsman.daemon.relay.continued import Continued
     from pointsman.daemon.relay.exchange import Exchange
     from pointsman.daemon.relay.pair import Pair
     from pointsman.daemon.relay.passage import Passage
@@ -95,7 +95,7 @@ class Routed(Receiver):
     is_ended: bool
     blame: Fault | None
     """whose fault the error was that it ended with"""
-    transcript: Transcript | None
+    continued: Continued | None
     """of a stream that another worker may have to continue"""
     pair: Pair | None
     """of a request whose prompt another worker computes"""

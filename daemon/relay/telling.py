@@ -124,7 +124,7 @@ def output_tokens(exchange: Routed, ending: Ending) -> int | None:
 
 def _counted_tokens(exchange: Routed) -> int:
     """An engine writes one event a token."""
-    return max(exchange.events - 1 if exchange.transcript is None else exchange.transcript.tokens, 1)
+    return max(exchange.events - 1 if exchange.continued is None else exchange.continued.transcript.tokens, 1)
 
 
 def tokens_served(exchange: Routed, status: int) -> tuple[int, int]:
