@@ -17,12 +17,12 @@ cdef long long _H_PAUSED_S, _H_RECORDING
 
 cdef class Exchange(Routed):
     cdef public Watch watch
-    cdef public bint is_held
+    cdef public bint is_held, is_unchunked
     cdef public tuple failed
     cdef ResponseHead _held
     cdef bytes _held_data
     cdef object _metered, _permit, _told, _pause, _task
-    cdef bint _has_free_permit, _is_probe, _is_pinged, _is_unchunked
+    cdef bint _has_free_permit, _is_probe, _is_pinged
 
     @cython.locals(plan=Plan)
     cpdef start(self)

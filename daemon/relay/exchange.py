@@ -25,12 +25,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
-import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
-from pointsman.config.resilience import PRIORITIES, LimitsSection
+from pointsman.config.resilience import PRIORITIES
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.dispatch.verdicts import NUMBERS, VERDICTS
@@ -42,18 +39,19 @@ from pointsman.daemon.errors import (
     connect_failed,
     model_not_found,
     no_worker,
-    rate_limited,
     worker_drained,
     worker_timeout,
 )
 from pointsman.daemon.relay.aborting import abort_request
 from pointsman.daemon.relay.answers import LAST_CHUNK, chunk, error_event
+from pointsman.daemon.relay.breaking import break_off
 from pointsman.daemon.relay.continued import Continued
 from pointsman.daemon.relay.ending import Ending
 from pointsman.daemon.relay.framing import BodyFraming, State
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
 from pointsman.daemon.relay.inbound import Inbound
+from pointsman.daemon.relay.metering import Metered, estimated_tokens, take_request
 from pointsman.daemon.relay.pair import pair_up
 from pointsman.daemon.relay.receiver import NOT_TAKEN
 from pointsman.daemon.relay.retrying import attempt_failed, next_attempt, retry, status_outcome
@@ -81,18 +79,7 @@ PING_HEAD = ResponseHead(
 )
 _COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _BULK = PRIORITIES.index("bulk")
-_GUESSED_OUTPUT_TOKENS = 256
-"""of a request that names no max_tokens, for its place in the queue; corrected when it has ended"""
-
-
-class Metered(NamedTuple):
-    """What was taken of the rates of an API key: put right when the tokens are known."""
-
-    key: int
-    limits: LimitsSection
-    tokens: float
 
 
 class Exchange(Routed):
@@ -115,7 +102,7 @@ class Exchange(Routed):
     _is_pinged: bool
     """our own head and a comment went out before the worker said anything"""
     _pause: asyncio.TimerHandle | None
-    _is_unchunked: bool
+    is_unchunked: bool
     _task: asyncio.Task[None] | None
 
     def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
@@ -137,9 +124,9 @@ class Exchange(Routed):
             key = self.request.key
             limits = plan.key_limits if key is None or key.limits is None else key.limits
             if limits is not None:
-                self._take_for_key(limits, prompt_tokens)
+                self._metered = Metered.take(self, limits, prompt_tokens)
             if plan.is_rate_limited:
-                self._take_request(plan)
+                take_request(self, plan)
         except RequestError as error:
             self.fail(error)
             return
@@ -238,28 +225,6 @@ class Exchange(Routed):
         self.watch = watch = Watch(plan.timeouts, self.request.started, self.features.is_stream)
         self.context.wheel.arm(self, watch.first_look())
 
-    def _take_request(self, plan: Plan) -> None:
-        wait_s = self.context.resilience.take_request(plan.profile, plan.limits, self.context.now())
-        if wait_s:
-            self.context.count(at.G_RATE_LIMITED)
-            most = plan.limits.requests_per_second
-            raise rate_limited(f"the profile {plan.profile!r} allows {most:g} requests a second", wait_s)
-
-    def _take_for_key(self, limits: LimitsSection, prompt_tokens: int) -> None:
-        """A gateway without a key file goes by what the client shows, whatever it is."""
-        request, tokens = self.request, self._estimate(prompt_tokens)
-        key = key_of_bytes(request.shown_key) if request.key is None else request.key.id
-        wait_s = self.context.resilience.take_for_key(key, limits, self.context.now(), tokens)
-        if wait_s:
-            self.context.count(at.G_RATE_LIMITED)
-            raise rate_limited(f"this key has {_allowance(limits)} a minute", wait_s)
-        self._metered = Metered(key, limits, tokens)
-
-    def _estimate(self, prompt_tokens: int) -> float:
-        """Tokens of the prompt and the answer, before there is one."""
-        most = self.features.max_tokens
-        return float(prompt_tokens + (_GUESSED_OUTPUT_TOKENS if most is None else most))
-
     def _enter(self, plan: Plan, prompt_tokens: int) -> bool:
         """Whether it may go on at once. Raises RequestError when there is no room for it."""
         context = self.context
@@ -268,7 +233,7 @@ class Exchange(Routed):
             self._has_free_permit = True
             return True
         user = self.request.user
-        estimate = self._estimate(prompt_tokens)
+        estimate = estimated_tokens(self.features, prompt_tokens)
         priority = _BULK if self.request.is_internal else plan.priority
         waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, priority, estimate)
         self._permit = waiter
@@ -550,17 +515,17 @@ class Exchange(Routed):
         if self._is_pinged:
             return self._open_after_ping(head, framing, data, position)
         self.framing = framing
-        self._is_unchunked = head.is_chunked and request.is_http_1_0 and not framing.is_done
+        self.is_unchunked = head.is_chunked and request.is_http_1_0 and not framing.is_done
         self.is_keep_alive = (
             request.keep_alive
             and not framing.ends_with_connection
-            and not self._is_unchunked
+            and not self.is_unchunked
             and not self.context.closes_connections()
         )
         out = client_head(head, request.is_http_1_0, self.is_keep_alive, own_headers(self))
         available = len(data) - position
         has_nothing = framing.is_done or available == 0
-        is_read = self._is_unchunked or self.continued is not None or self.pair is not None
+        is_read = self.is_unchunked or self.continued is not None or self.pair is not None
         if has_nothing or available > SMALL_WRITE_BYTES or is_read:
             self._head_written(head, out)
             return position if has_nothing else self.body_received(framing, data, position)
@@ -628,7 +593,7 @@ class Exchange(Routed):
         if self.pair is not None and self.pair.merging is not None:
             return self.pair.merging.body_received(framing, data, position)
         transport = self.client.transport
-        if self._is_unchunked:
+        if self.is_unchunked:
             pieces: list[bytes] = []
             end = framing.feed(data, position, pieces)
             transport.writelines(pieces)
@@ -639,7 +604,7 @@ class Exchange(Routed):
         self._note_usage(data)
         if self.first_byte_at == 0.0 and self.head is not None:
             self._first_byte(self.head)
-        if not self._is_unchunked:
+        if not self.is_unchunked:
             self.sink = transport
         return end
 
@@ -809,12 +774,7 @@ class Exchange(Routed):
         self._end(error.status, ending, verdict)
 
     def cut(self, error: RequestError, ending: Ending, *, verdict: int = FAILED) -> None:
-        """The head is out and the rest will not come: break the stream so that nobody takes it for complete.
-
-        An event stream between two chunks gets its open line closed and an error event, then the connection ends
-        without the final chunk. Inside a chunk, or where no event can be told, it ends at once; where the end of the
-        connection *is* the end of the body, only a reset can tell.
-        """
+        """The head is out and the rest will not come: break the stream so that nobody takes it for complete."""
         self.blame = error.fault
         if self.continued is not None and self.continued.is_finished():
             self._end(self.status, _COMPLETE)
@@ -825,22 +785,8 @@ class Exchange(Routed):
         if self.continued is not None:
             self.tell_events(error_event(error))
         else:
-            self._break(error)
+            break_off(self, error)
         self._end(self.status, ending, verdict)
-
-    def _break(self, error: RequestError) -> None:
-        head, framing, transport = self.head, self.framing, self.client.transport
-        assert head is not None and framing is not None
-        may_speak = framing.is_between_chunks or framing.ends_with_connection or self._is_unchunked
-        if head.is_event_stream and may_speak:
-            event = _closing(framing.tail) + error_event(error)
-            is_whole_body = self._is_unchunked or framing.ends_with_connection
-            transport.write(event if is_whole_body else chunk(event))
-        elif framing.ends_with_connection or self._is_unchunked:
-            peer: socket.socket | None = transport.get_extra_info("socket")
-            if peer is not None:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            transport.abort()
 
     def _end(self, status: int, ending: Ending, verdict: int = NEUTRAL) -> None:
         if self.is_ended:
@@ -859,8 +805,7 @@ class Exchange(Routed):
         self._unbook(now, own_tokens, was_computed, verdict)
         self._leave(tokens)
         if self._metered is not None:
-            key, limits, estimate = self._metered
-            context.resilience.correct_for_key(key, limits, now, sum(tokens_served(self, status)) - estimate)
+            self._metered.correct(context, now, sum(tokens_served(self, status)))
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abandon()
@@ -939,16 +884,3 @@ class Exchange(Routed):
             decision = self.decision
             served = None if tokens is None or decision is None else float(decision.prompt_tokens + tokens)
             self.context.admitting.leave(self._permit, served)
-
-
-def _allowance(limits: LimitsSection) -> str:
-    rates = {"requests": limits.key_requests_per_minute, "tokens": limits.key_tokens_per_minute}
-    return " and ".join(f"{rate:g} {what}" for what, rate in rates.items() if rate)
-
-
-def _closing(tail: bytes) -> bytes:
-    """What ends an open line and an open event, given the last bytes of an event stream."""
-    text = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if not text or text.endswith(b"\n\n"):
-        return b""
-    return b"\n" if text.endswith(b"\n") else b"\n\n"
