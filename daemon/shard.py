@@ -44,7 +44,8 @@ from pointsman.daemon.telemetry.logs import follow_level, log
 HEARTBEAT_S = 0.25
 POPULATE_BYTES, POPULATE_S = 1 << 20, 0.01
 """so much of the prefix index is mapped at once (0.2 ms), so often"""
-SWEEP_S = 1.0
+BEATS_PER_SWEEP = 4
+"""no timer of its own: an idle daemon's cost is its wake-ups"""
 DRAIN_POLL_S = 0.02
 CROSSING_S = 0.1
 """while the daemon stops: how long a connection must have been idle to be closed"""
@@ -83,12 +84,12 @@ class Shard:
         self._ends_by = inf
         """the moment when what still runs is cut, once something was said about it"""
         self._idle_s = CROSSING_S
+        self._beats = 0
         self._stopped = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         self._beat()
-        self._sweep()
         self.loop.add_reader(self._channel.fileno(), self._messages)
         self.loop.add_signal_handler(signal.SIGTERM, self.drain)
         await self._stopped.wait()
@@ -102,6 +103,9 @@ class Shard:
         self.context.pausing.notice()
         self.loop.call_later(HEARTBEAT_S, self._beat)
         self._end_drained()
+        if self._beats % BEATS_PER_SWEEP == 0:
+            self._sweep()
+        self._beats += 1
 
     def _end_drained(self) -> None:
         """What still runs at workers whose drain has come to its deadline. Nobody has to tell us."""
@@ -119,7 +123,6 @@ class Shard:
             connection.check_deadlines(now)
         self.context.upstreams.close_idle(now - self.context.settings.pool_idle_timeout_s)
         self.context.router.settle(now)
-        self.loop.call_later(SWEEP_S, self._sweep)
 
     # --- the supervisor's word
 
