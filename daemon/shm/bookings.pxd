@@ -39,8 +39,8 @@ cdef class Bookings:
     cdef double _wait(self, int64_t worker, double now) except? -1.0
     cdef double _lost_with(self, int64_t total_chars) noexcept
     cdef double _expected_cost(
-        self, int64_t worker, int64_t prompt_tokens, int64_t total_chars, double now,
-        double theta, double gamma, double kappa_s,
+        self, int64_t worker, int64_t prompt_tokens, double prefill_s, double now, double theta, double gamma,
+        double kappa_s,
     ) except? -1.0
     cdef int64_t _cached(self, uint64_t matched, int64_t prompt_tokens, int64_t total_chars) noexcept
     cdef int64_t _free(self, int64_t shard) except -2

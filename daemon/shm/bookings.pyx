@@ -47,17 +47,17 @@ cdef enum:
     H_STAY_SEEN = 19
     H_LOST = 24
     # worker
-    W_FIRST = 0
+    W_FIRST = 0  # the first eight are what a pick reads of every candidate: one cache line
     W_LAST = 1
     W_WAIT_S = 2
     W_HEAD_S = 3
     W_DECODING = 4
-    W_IN_FLIGHT = 5
-    W_TOKENS = 6
+    W_KV_CHARS = 5
+    W_RESERVED = 6
     W_QUEUED_TOKENS = 7
-    W_RESERVED = 8
-    W_PROCESSED = 9
-    W_KV_CHARS = 10
+    W_IN_FLIGHT = 8
+    W_TOKENS = 9
+    W_PROCESSED = 10
     W_TPOT = 12
     W_TPOT_SEEN = 13
     W_SERVED = 14
@@ -70,13 +70,13 @@ cdef enum:
     B_SEQUENCE = 2
     B_BEFORE = 3
     B_AFTER = 4
-    B_PREFILL_S = 5
-    B_STARTED_S = 6
+    B_PREFILL_S = 5  # with the next, what a pick reads of the first in every line
+    B_IS_BLIND = 6
     B_NEW = 7
     B_CONTEXT = 8
     B_PROMPT = 9
     B_RESERVED = 10
-    B_IS_BLIND = 11
+    B_STARTED_S = 11
     B_FIRST_S = 12
     # state
     FREE = 0
@@ -470,15 +470,19 @@ cdef class Bookings:
         cdef double cost[MAX_CANDIDATES]
         cdef uint64_t *matched = <uint64_t *> self.matched.buf
         cdef int64_t i, worker, best = 0, tied = 0, wanted
-        cdef uint64_t most = 0, least = <uint64_t> -1
-        cdef double lowest = 0.0, lost = self._lost_with(total_chars)
+        cdef int64_t cached = 0
+        cdef uint64_t most = 0, least = <uint64_t> -1, known = 0
+        cdef double prefill_s = 0.0, lowest = 0.0, lost = self._lost_with(total_chars)
         if not 0 < n <= MAX_CANDIDATES:
             raise ValueError(f"{n} candidates")
         theta = 1 + theta + theta_gain * lost
         for i in range(n):
             worker = candidates[i]
-            self._ripen(worker, now)
-            cost[i] = self._expected_cost(worker, prompt_tokens, total_chars, now, theta, gamma, kappa_s)
+            if i == 0 or matched[worker] != known:
+                known = matched[worker]  # most candidates match as much as the one before, mostly nothing
+                cached = self._cached(known, prompt_tokens, total_chars)
+                prefill_s = self._seconds(prompt_tokens - cached, cached)
+            cost[i] = self._expected_cost(worker, prompt_tokens, prefill_s, now, theta, gamma, kappa_s)
             if i == 0 or cost[i] < lowest:
                 lowest, tied = cost[i], 1
             elif cost[i] == lowest:
@@ -507,22 +511,25 @@ cdef class Bookings:
         return 0
 
     cdef double _expected_cost(
-        self, int64_t worker, int64_t prompt_tokens, int64_t total_chars, double now,
-        double theta, double gamma, double kappa_s,
+        self, int64_t worker, int64_t prompt_tokens, double prefill_s, double now, double theta, double gamma,
+        double kappa_s,
     ) except? -1.0:
+        """`prefill_s`: predicted for this request there."""
         cdef int64_t *row = self._worker(worker)
         cdef double *header = <double *> self.word
         cdef int64_t capacity = row[W_KV_CHARS]
-        cdef int64_t cached = self._cached((<uint64_t *> self.matched.buf)[worker], prompt_tokens, total_chars)
-        cdef double memory = 0.0, price = 0.0, pinned, need
+        cdef double wait = 0.0, memory = 0.0, price = 0.0, pinned, need
+        if row[W_FIRST] >= 0:
+            if self._booking(row[W_FIRST])[B_IS_BLIND]:
+                self._ripen(worker, now)
+            wait = self._wait(worker, now)
         if capacity:
             pinned = (<uint64_t *> self.pinned.buf)[worker] + row[W_RESERVED]
             need = (prompt_tokens + header[H_OUTPUT_MEAN]) * CHARS_PER_TOKEN
             price = kappa_s * pinned / capacity
             if pinned > 0 and pinned + need > capacity:
                 memory = header[H_STAY] * fmin((pinned + need - capacity) / pinned, MOST_STAYS)
-        cdef double charge = (theta + gamma * row[W_DECODING]) * self._seconds(prompt_tokens - cached, cached)
-        return self._wait(worker, now) + memory + price + charge
+        return wait + memory + price + (theta + gamma * row[W_DECODING]) * prefill_s
 
     cdef int64_t _cached(self, uint64_t matched, int64_t prompt_tokens, int64_t total_chars) noexcept:
         """Believed cached tokens; engines compute at least one."""

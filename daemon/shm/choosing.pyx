@@ -195,7 +195,7 @@ cdef class Chooser:
         try:
             for i in range(candidates.n):
                 slot = candidates.slots[i]
-                if self.words._in_flight(slot) >= 0:
+                if self.words._is_up(slot):
                     slots[n], place[n] = slot, i
                     n += 1
             if n == 0:

@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAGIC = 0x314D48534D535450  # "PTSMSHM1", little endian
-VERSION = 4
+VERSION = 5
 WORD = 8
 PAGE_WORDS = 512
 
@@ -45,7 +45,6 @@ H_DECODE_CURSOR = 25  # of decode workers; under the routing mutex
 H_MUTEX = 32
 H_LOCK_TIMEOUTS = 40
 H_LOCK_RECOVERIES = 41
-H_LOCK_WAITS = 42  # times it was held by somebody else when it was asked for
 H_BREAKERS = 48  # workers whose breaker is not closed; written under the routing mutex
 H_RECORDING = 56  # 0 = off, else when the recording ends: milliseconds of the monotonic clock; written by control
 H_INTERNAL_TOKEN = 64  # 128 random bits, drawn by the supervisor: what proves that a request is one of this daemon's
@@ -53,6 +52,7 @@ H_PAUSE, H_PAUSE_SERIAL, H_PAUSED_AT, H_PAUSED_S = range(72, 76)  # shm.pause; t
 H_PAUSE_REASON, PAUSE_REASON_WORDS = 80, 64  # bytes of the text, then the text
 H_LOG_LEVEL = 144  # shm.log_settings: 1 + position in LEVELS, 0 = nobody has said
 H_ACCESS_UNSAMPLED = 145  # a double: the share of requests without an error that get no access line
+H_LOCK_WAITS = 152  # times the routing mutex was held by somebody else when it was asked for
 
 # phase
 PHASE_RUNNING, PHASE_DRAINING = range(2)

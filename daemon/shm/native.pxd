@@ -20,6 +20,7 @@ cdef class Words:
     cdef int _unlock(self) except -1
     cdef int _book(self, int64_t shard, int64_t slot, int64_t prompt_bytes) except -1
     cdef int _release(self, int64_t shard, int64_t slot, int64_t prompt_bytes) except -1
+    cdef bint _is_up(self, int64_t slot) except -1
     cdef int64_t _in_flight(self, int64_t slot) except -2
 
     cpdef int64_t generation(self) noexcept

@@ -244,12 +244,15 @@ cdef class Words:
         word_store(row + L_INFLIGHT_BYTES, word_relaxed(row + L_INFLIGHT_BYTES) - prompt_bytes)
         return 0
 
+    cdef bint _is_up(self, int64_t slot) except -1:
+        if not 0 <= slot < self.slots:
+            raise IndexError(f"no worker slot {slot}")
+        return word_load(self.word + self.workers + slot * WORKER_WORDS) == STATUS_UP
+
     cdef int64_t _in_flight(self, int64_t slot) except -2:
         """Over all shards, -1 where the worker is not up."""
         cdef int64_t shard, sum = 0
-        if not 0 <= slot < self.slots:
-            raise IndexError(f"no worker slot {slot}")
-        if word_load(self.word + self.workers + slot * WORKER_WORDS) != STATUS_UP:
+        if not self._is_up(slot):
             return -1
         for shard in range(self.shards):
             sum += word_load(self._load(shard, slot) + L_INFLIGHT)
