@@ -36,6 +36,7 @@
 #define PX_BATCH 64 /* evictions for memory per choice of the worker with the oldest leaf */
 
 #define PX_FAR 8
+#define PX_EXPECTED 256 /* blocks of a chain that are asked for ahead */
 
 #define PX_BARRIER() __asm__ volatile("" ::: "memory")
 #define PX_INLINE inline __attribute__((always_inline))
@@ -341,12 +342,21 @@ typedef struct {
 
 typedef struct { uint64_t at; uint64_t mask[PX_MASK]; } px_level;
 
-/* Asks for the places in the table that a match looks at first, or, of a short prompt, ever: nearly always not in any
- * cache. Needs no mutex. */
+/* Asks for the places in the table of a chain that is going to be matched and inserted: nearly always they are in no
+ * cache. Needs no mutex, and is best done before it is taken. Of a very long chain its head: what is asked for must not
+ * push each other out of the cache. */
 static PX_INLINE void px_expect(px_index *ix, const px_chain_view *chain) {
-    uint64_t i, step = 1;
-    for (i = 0; i < chain->n; i += i < 8 ? 1 : (step *= 2)) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[i])], 1);
-    if (chain->n) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[chain->n - 1])], 1);
+    uint64_t i, n = chain->n < PX_EXPECTED ? chain->n : PX_EXPECTED;
+    for (i = 0; i < n; i++) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[i])], 1);
+    if (chain->n > n) __builtin_prefetch(&ix->table[px_home(ix, chain->hashes[chain->n - 1])], 1);
+}
+
+/* Asks for the buckets of what `slot` is going to hold of the chain: free blocks lie side by side, mostly, hence so do
+ * these. */
+static PX_INLINE void px_expect_holdings(px_index *ix, const px_chain_view *chain, uint32_t slot) {
+    uint64_t i, n = chain->n < PX_EXPECTED ? chain->n : PX_EXPECTED;
+    for (i = 0; i < n; i += 64 / sizeof(uint32_t))
+        __builtin_prefetch(px_holding_head(ix, (uint32_t)(ix->head->free_block + i), slot), 1);
 }
 
 /* For every slot the characters of the chain that it holds. Returns the largest.
@@ -702,6 +712,7 @@ static uint64_t px_insert(px_index *ix, uint32_t slot_number, const px_chain_vie
 
     *deepest = PX_NONE;
     if (!n) return 0;
+    px_expect_holdings(ix, chain, slot_number);
     depth = px_depth(ix, chain->hashes, 0, n, (int)slot_number);
     if (depth) {
         last = px_find_holding(ix, px_find_block(ix, chain->hashes[depth - 1]), slot_number);
