@@ -5,10 +5,10 @@ end of the request; other exchanges have none, and pay nothing for it. It joins 
 attempts, the client's chunks) to the `Transcript`, which knows events and text and no I/O (`continuation`).
 
     exchange                                    continued
-    _open                  ──>  begin           None: the answer passes as it is
+    open                   ──>  begin           None: the answer passes as it is
     body_received          ──>  body_received   whole events go out, in chunks of ours
     answer_broken, idle    ──>  resume          `rest` is the body of the next attempt from here on
-    _open                  ──>  open_rest       that one's answer goes on with the events; `rest` is None again
+    open                   ──>  open_rest       that one's answer goes on with the events; `rest` is None again
     answer_complete        ──>  finish          all of the text is told, or the next attempt goes on with it
     cut                    ──>  is_finished     no attempt goes on: whether the client lacks anything
 

@@ -17,12 +17,13 @@ cdef long long _H_PAUSED_S, _H_RECORDING
 
 cdef class Exchange(Routed):
     cdef public Watch watch
-    cdef public bint is_held, is_unchunked
+    cdef public bint is_held
     cdef public tuple failed
     cdef ResponseHead _held
     cdef bytes _held_data
     cdef object _metered, _permit, _told, _pause, _task
-    cdef bint _has_free_permit, _is_probe, _is_pinged
+    cdef public bint is_pinged, is_unchunked
+    cdef bint _has_free_permit, _is_probe
 
     @cython.locals(plan=Plan)
     cpdef start(self)
@@ -42,13 +43,14 @@ cdef class Exchange(Routed):
     cpdef bytes rest(self)
     cpdef send(self)
     cpdef send_now(self)
+    cpdef note_sent(self, double now)
     cpdef bytes request_head_for(self, UpstreamPool pool, long long body_size)
     cdef _send_on(self, UpstreamConnection connection)
     cdef Py_ssize_t _first_event(
         self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position
     ) except? -2
     @cython.locals(plan=Plan, request=Inbound)
-    cdef Py_ssize_t _open(
+    cpdef Py_ssize_t open(
         self, ResponseHead head, BodyFraming framing, bytes data, Py_ssize_t position, bint has_failed=*
     ) except? -2
     cpdef forget_body(self)
@@ -56,6 +58,6 @@ cdef class Exchange(Routed):
     cpdef judge(self, int status)
     cdef _first_byte(self, ResponseHead head)
     cdef _note_usage(self, bytes data)
-    cdef _end(self, int status, ending, int verdict=*)
+    cpdef end(self, int status, ending, int verdict=*)
     cpdef abandon_upstream(self)
     cdef _leave(self, tokens)

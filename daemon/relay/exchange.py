@@ -9,7 +9,7 @@ Theory of operation. An exchange is in one of these phases, and leaves the last 
                              └── attempt failed ──> fail(error): an error answer     cut(error): the stream is broken
 
 Whatever happens, in whatever order (the answer ends, the worker breaks, the client leaves, a deadline passes), the
-booking and the permit are released, the request is counted and logged in `_end`, and nowhere else.
+booking and the permit are released, the request is counted and logged in `end`, and nowhere else.
 
 An attempt fails before a byte of its answer went to the client, or not at all: the head of an answer is held back while
 it may still be retried (an error status; an event stream until its first event, see `gate`). `resilience.retry` decides
@@ -33,36 +33,36 @@ from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.dispatch.verdicts import NUMBERS, VERDICTS
 from pointsman.daemon.errors import (
     CIRCUIT_OPEN,
-    Fault,
     RequestError,
     bad_answer,
-    connect_failed,
     model_not_found,
     no_worker,
     worker_drained,
-    worker_timeout,
 )
 from pointsman.daemon.relay.aborting import abort_request
 from pointsman.daemon.relay.answers import LAST_CHUNK, chunk, error_event
 from pointsman.daemon.relay.breaking import break_off
+from pointsman.daemon.relay.connecting import connect_failure
 from pointsman.daemon.relay.continued import Continued
+from pointsman.daemon.relay.deadlines import miss
 from pointsman.daemon.relay.ending import Ending
-from pointsman.daemon.relay.framing import BodyFraming, State
+from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
 from pointsman.daemon.relay.inbound import Inbound
 from pointsman.daemon.relay.metering import Metered, estimated_tokens, take_request
 from pointsman.daemon.relay.pair import pair_up
+from pointsman.daemon.relay.pinging import open_after_ping, ping
 from pointsman.daemon.relay.receiver import NOT_TAKEN
-from pointsman.daemon.relay.retrying import attempt_failed, next_attempt, retry, status_outcome
+from pointsman.daemon.relay.retrying import attempt_failed, is_retried, status_outcome
 from pointsman.daemon.relay.routed import Caller, Routed
 from pointsman.daemon.relay.routes import PAIR_PROBE, Route
 from pointsman.daemon.relay.telling import error_headers, output_tokens, own_headers, report, tokens_served
-from pointsman.daemon.relay.upstream import REFUSED, UpstreamConnection, UpstreamPool
+from pointsman.daemon.relay.upstream import UpstreamConnection, UpstreamPool
 from pointsman.daemon.relay.usage import CARRY_BYTES, holds_counts
 from pointsman.daemon.resilience.breaker import UNCOUNTED, Verdict, verdict_of
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
-from pointsman.daemon.resilience.timeouts import DEADLINES, MISSED, Deadline, Watch
+from pointsman.daemon.resilience.timeouts import Watch
 from pointsman.daemon.resilience.waiting import Waiter
 from pointsman.daemon.routing.body import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
@@ -73,10 +73,6 @@ from pointsman.daemon.shm.native import key_of_bytes
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
-PING = b": ping\n\n"
-PING_HEAD = ResponseHead(
-    200, b"HTTP/1.1 200 OK", b"\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache", None, True, True, True
-)
 _COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
 _BULK = PRIORITIES.index("bulk")
@@ -99,7 +95,7 @@ class Exchange(Routed):
     _is_probe: bool
     _told: int | None
     """what the breaker has heard already"""
-    _is_pinged: bool
+    is_pinged: bool
     """our own head and a comment went out before the worker said anything"""
     _pause: asyncio.TimerHandle | None
     is_unchunked: bool
@@ -131,7 +127,7 @@ class Exchange(Routed):
             self.fail(error)
             return
         if context.is_paused():
-            self._hold(self._go_on)
+            self.hold(self._go_on)
         else:
             self._enter_and_pick(plan, prompt_tokens)
 
@@ -150,7 +146,7 @@ class Exchange(Routed):
             return
         self.send()
 
-    def _hold(self, go_on: Callable[[], None]) -> None:
+    def hold(self, go_on: Callable[[], None]) -> None:
         """Until the pause is over."""
         try:
             self.context.pausing.hold(self, go_on)
@@ -176,15 +172,15 @@ class Exchange(Routed):
         if self.is_ended:
             return
         self.queued_s = self.context.now() - self.request.started
-        self._again()
+        self.again()
 
-    def _again(self) -> None:
+    def again(self) -> None:
         """The next attempt, or the first one after waiting in the queue."""
         self._pause = None
         if self.is_ended:
             return
         if self.context.is_paused():
-            self._hold(self._again)
+            self.hold(self.again)
             return
         try:
             self._pick(self.context.short_way.read_prompt(self.features))
@@ -351,7 +347,7 @@ class Exchange(Routed):
         if self.is_ended:
             return
         if self.context.is_paused():
-            self._hold(self.send)
+            self.hold(self.send)
         elif self.pair is not None:
             self.pair.send()
         else:
@@ -372,7 +368,10 @@ class Exchange(Routed):
         try:
             connection = await pool.connect(self.watch.section.connect_s)
         except OSError as error:
-            self._connect_failed(worker, error)
+            self._task = None
+            found = connect_failure(self.context, worker, error)
+            if not self.is_ended:
+                attempt_failed(self, Outcome(OutcomeKind.CONNECT_FAILED), found)
             return
         self._task = None
         if self.is_ended:
@@ -380,7 +379,7 @@ class Exchange(Routed):
         elif self.context.is_paused():
             pool.put(connection)
             if self.pair is None:
-                self._hold(self.send)
+                self.hold(self.send)
             else:
                 self.pair.hold(self.send_now)
         else:
@@ -395,13 +394,17 @@ class Exchange(Routed):
             body = self.pair.decode_body or body
         self.upstream = connection
         self.connected_at = now = self.context.now()
-        self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
+        self.note_sent(now)
         head = self.request_head_for(connection.pool, request.body_size if body is None else len(body))
         if body is not None:
             connection.send(self, head, body)
             self._watch_again(now)
         else:
             connection.send(self, head, request.body_view() if request.body_size else b"")
+
+    def note_sent(self, now: float) -> None:
+        """From here on the client waits for its first token."""
+        self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
 
     def request_head_for(self, pool: UpstreamPool, body_size: int) -> bytes:
         request = self.request
@@ -415,47 +418,20 @@ class Exchange(Routed):
             request.request_id,
         )
 
-    def _connect_failed(self, worker: WorkerSpec, error: OSError) -> None:
-        self._task = None
-        found = self.note_connect_failure(worker, error)
-        if not self.is_ended:
-            attempt_failed(self, Outcome(OutcomeKind.CONNECT_FAILED), found)
-
-    def note_connect_failure(self, worker: WorkerSpec, error: OSError) -> RequestError:
-        context = self.context
-        context.words.add(context.segment.layout.load(context.shard, worker.slot, at.L_CONNECT_FAILURES), 1)
-        if error.errno in REFUSED:
-            context.segment.set_status(worker.slot, at.STATUS_DOWN, expected=at.STATUS_UP)
-        if isinstance(error, TimeoutError):
-            self._count_timeout(Deadline.CONNECT)
-            return worker_timeout(f"the worker {worker.url} took no connection in time", "worker_connect_timeout")
-        return connect_failed(f"the worker {worker.url} cannot be reached: {error.strerror or error}")
-
     # --- attempts that fail (relay.retrying)
-
-    def _is_retried(self, outcome: Outcome, head: ResponseHead, framing: BodyFraming, data: bytes, start: int) -> bool:
-        """Whether another attempt is made instead of passing this answer on."""
-        step = next_attempt(self, outcome)
-        if step is None:
-            return False
-        upstream, self.upstream = self.upstream, None
-        assert upstream is not None
-        upstream.set_aside(head, framing, data, start)
-        retry(self, step, outcome)
-        return True
 
     def forget_answer(self) -> None:
         """Of an attempt that has failed: what came of it, and went to nobody."""
         self.watch.failed()
         self._held, self._held_data = None, b""
-        self.framing = self.framing if self._is_pinged else None
+        self.framing = self.framing if self.is_pinged else None
 
     def again_in(self, delay_s: float) -> None:
-        self._pause = self.context.loop.call_later(delay_s, self._again)
+        self._pause = self.context.loop.call_later(delay_s, self.again)
 
     def give_up(self, error: RequestError) -> None:
         """No attempt follows."""
-        self._finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
+        self.finish_with(error, Ending.REFUSED if self.head is None else Ending.WORKER_BROKE, NEUTRAL)
 
     # --- the answer, as the upstream connection reports it
 
@@ -467,9 +443,9 @@ class Exchange(Routed):
     def head_received(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
         """Returns the position after this message's bytes in `data`, or NOT_TAKEN."""
         if head.status >= 400:
-            if self._is_retried(status_outcome(self, head), head, framing, data, position):
+            if is_retried(self, status_outcome(self, head), head, framing, data, position):
                 return NOT_TAKEN
-            return self._open(head, framing, data, position)
+            return self.open(head, framing, data, position)
         if self.pair is not None:
             self.pair.decode_headed()
             if self.pair.merging is not None and not head.is_event_stream:
@@ -477,7 +453,7 @@ class Exchange(Routed):
         if head.is_event_stream and not framing.is_done:
             self._held, self.framing = head, framing
             return self._first_event(head, framing, data, position)
-        return self._open(head, framing, data, position)
+        return self.open(head, framing, data, position)
 
     def _first_event(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
         """What `head_received` does. Nothing is passed on, or read by the framing, before the event is whole."""
@@ -493,13 +469,13 @@ class Exchange(Routed):
         self._held = None
         outcome = first_event_error(data, position)
         if outcome is not None:
-            if self._is_retried(outcome, head, framing, data, position):
+            if is_retried(self, outcome, head, framing, data, position):
                 return NOT_TAKEN
             if self.pair is not None:
                 self.pair.failed(outcome, Verdict.NEUTRAL)
-        return self._open(head, framing, data, position, outcome is not None)
+        return self.open(head, framing, data, position, outcome is not None)
 
-    def _open(
+    def open(
         self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int, has_failed: bool = False
     ) -> int:
         """Pass the answer on, from here to its end."""
@@ -512,8 +488,8 @@ class Exchange(Routed):
             self.forget_body()
         if self.client.is_write_paused:
             self.pause_upstream()
-        if self._is_pinged:
-            return self._open_after_ping(head, framing, data, position)
+        if self.is_pinged:
+            return open_after_ping(self, head, framing, data, position)
         self.framing = framing
         self.is_unchunked = head.is_chunked and request.is_http_1_0 and not framing.is_done
         self.is_keep_alive = (
@@ -538,31 +514,6 @@ class Exchange(Routed):
             self._note_usage(data)
         self.bytes_out = end - position
         return end
-
-    def _ping(self) -> None:
-        """Tell the client of a stream that it still waits; the first time by a head of our own."""
-        if self.request.is_http_1_0 or self.upstream is None or self._held_data:
-            return
-        out = chunk(PING)
-        if self.head is None:
-            self._is_pinged = True
-            self.is_keep_alive = self.request.keep_alive and not self.context.closes_connections()
-            self.head, self.status, self.framing = PING_HEAD, 200, BodyFraming(State.CHUNK_SIZE)
-            own = own_headers(self)
-            out = client_head(PING_HEAD, is_http_1_0=False, keep_alive=self.is_keep_alive, own_headers=own) + out
-        self.client.transport.write(out)
-
-    def _open_after_ping(self, head: ResponseHead, framing: BodyFraming, data: bytes, position: int) -> int:
-        """The client has a head, of a stream in chunks: the worker's answer can go on with it, or not."""
-        if head.status != 200 or not (head.is_event_stream and head.is_chunked):
-            upstream, self.upstream = self.upstream, None
-            if upstream is not None:
-                upstream.set_aside(head, framing, data, position)
-            self.cut(bad_answer(f"the worker answered {head.status} after the stream had begun"), Ending.WORKER_BROKE)
-            return NOT_TAKEN
-        self.head, self.framing = head, framing
-        self.watch.has_answer = True
-        return position if position == len(data) else self.body_received(framing, data, position)
 
     def _head_written(self, head: ResponseHead, out: bytes, is_whole: bool = False) -> None:
         """`is_whole`: nothing follows, and the connection stays open."""
@@ -645,12 +596,12 @@ class Exchange(Routed):
 
     def answer_complete(self) -> None:
         if self._held is not None and self.framing is not None:  # a stream that ended before its first event
-            self._open(self._held, self.framing, self._held_data, 0)
+            self.open(self._held, self.framing, self._held_data, 0)
         if self.pair is not None and self.pair.merging is not None and not self.pair.merging.finish():
             return
         self.upstream = None
         if self.continued is None or self.continued.finish():
-            self._end(self.status, _COMPLETE)
+            self.end(self.status, _COMPLETE)
 
     def closed_unanswered(self, was_reused: bool) -> None:
         """The connection ended without one byte of an answer.
@@ -664,7 +615,7 @@ class Exchange(Routed):
 
     def answer_broken(self, reason: str) -> None:
         error = bad_answer(reason)
-        if self.head is None or self._is_resumed():
+        if self.head is None or self.is_resumed():
             self.abandon_upstream()
             attempt_failed(self, Outcome(OutcomeKind.RESET), error)
             return
@@ -673,7 +624,7 @@ class Exchange(Routed):
             context.words.add(context.segment.layout.load(context.shard, self.worker.slot, at.L_FAILURES), 1)
         self.cut(error, Ending.WORKER_BROKE)
 
-    def _is_resumed(self) -> bool:
+    def is_resumed(self) -> bool:
         """Whether what has broken is gone on with by the next attempt, if there is one."""
         return self.continued is not None and self.continued.resume()
 
@@ -681,65 +632,34 @@ class Exchange(Routed):
 
     def client_left(self) -> None:
         self.context.count(at.G_CLIENT_DISCONNECTS)
-        self._end(self.status or CLIENT_CLOSED_REQUEST, Ending.CLIENT_LEFT)
+        self.end(self.status or CLIENT_CLOSED_REQUEST, Ending.CLIENT_LEFT)
 
     def look(self, now: float) -> float:
         """The wheel asks whether a deadline has passed; returns when to ask again."""
-        if self.watch.is_ping_due(now):
-            self._ping()
+        if self.watch.is_ping_due(now) and not self._held_data:
+            ping(self)
         paused_s = self.context.pausing.pause.paused_s(now)
         missed, at_s = self.watch.look(now, self.events + self.bytes_out, paused_s)
         if missed is not None:
-            self._missed(missed)
+            miss(self, missed)
             at_s = self.watch.look(now, 0, paused_s)[1]  # an attempt may follow
         return math.inf if self.is_ended else at_s
-
-    def _missed(self, deadline: Deadline) -> None:
-        self._count_timeout(deadline)
-        how, section = MISSED[deadline], self.watch.section
-        if deadline is Deadline.CLIENT_READ:
-            self.is_keep_alive = False
-            self.client.transport.abort()
-            self.blame = Fault.CLIENT
-            self._end(self.status, Ending.TIMEOUT)
-        elif deadline is Deadline.FIRST_TOKEN:
-            self.abandon_upstream()
-            error = worker_timeout(f"the worker sent no token within {section.first_token_s:g} s", how.code)
-            attempt_failed(self, Outcome(OutcomeKind.TIMEOUT), error)
-        elif deadline is Deadline.IDLE:
-            error = worker_timeout(f"the worker's answer stood still for {section.idle_s:g} s", how.code)
-            if self._is_resumed():
-                self.abandon_upstream()
-                attempt_failed(self, Outcome(OutcomeKind.TIMEOUT), error)
-            else:
-                self.cut(error, Ending.TIMEOUT, verdict=FAILED)
-        else:
-            error = worker_timeout(f"no complete answer within {section.total_s:g} s", how.code)
-            has_silent_worker = self.upstream is not None and not self.watch.has_answer
-            self.is_exhausted = self.head is None
-            verdict = Verdict.FAILURE if has_silent_worker else Verdict.NEUTRAL
-            if self.pair is not None and self.head is None:
-                verdict, _ = self.pair.failed(Outcome(OutcomeKind.TIMEOUT), Verdict.FAILURE)
-            self._finish_with(error, Ending.TIMEOUT, NUMBERS[verdict])
 
     def _watch_again(self, now: float) -> None:
         """Another deadline runs than a moment ago."""
         paused_s = self.context.pausing.pause.paused_s(now)
         self.context.wheel.arm(self, self.watch.look(now, self.events + self.bytes_out, paused_s)[1])
 
-    def _count_timeout(self, deadline: Deadline) -> None:
-        self.context.count(at.G_TIMEOUTS + DEADLINES.index(deadline))
-
     def shut_down(self) -> None:
         """The daemon's grace is over."""
-        self._finish_with(no_worker("the gateway is shutting down"), Ending.SHUTDOWN, NEUTRAL)
+        self.finish_with(no_worker("the gateway is shutting down"), Ending.SHUTDOWN, NEUTRAL)
 
     def end_drained(self) -> None:
         """Its worker's drain has come to its deadline."""
         assert self.worker is not None
-        self._finish_with(worker_drained(self.worker.url), Ending.DRAINED, NEUTRAL)
+        self.finish_with(worker_drained(self.worker.url), Ending.DRAINED, NEUTRAL)
 
-    def _finish_with(self, error: RequestError, ending: Ending, verdict: int) -> None:
+    def finish_with(self, error: RequestError, ending: Ending, verdict: int) -> None:
         if self.head is None:
             self.fail(error, ending, verdict=verdict)
         else:
@@ -771,13 +691,13 @@ class Exchange(Routed):
             self._tell_breaker(verdict)
         keep_alive = self.client.write_error(self.request, error, error_headers(self))
         self.is_keep_alive = keep_alive
-        self._end(error.status, ending, verdict)
+        self.end(error.status, ending, verdict)
 
     def cut(self, error: RequestError, ending: Ending, *, verdict: int = FAILED) -> None:
         """The head is out and the rest will not come: break the stream so that nobody takes it for complete."""
         self.blame = error.fault
         if self.continued is not None and self.continued.is_finished():
-            self._end(self.status, _COMPLETE)
+            self.end(self.status, _COMPLETE)
             return
         self.is_keep_alive = False
         if verdict == FAILED:
@@ -786,9 +706,9 @@ class Exchange(Routed):
             self.tell_events(error_event(error))
         else:
             break_off(self, error)
-        self._end(self.status, ending, verdict)
+        self.end(self.status, ending, verdict)
 
-    def _end(self, status: int, ending: Ending, verdict: int = NEUTRAL) -> None:
+    def end(self, status: int, ending: Ending, verdict: int = NEUTRAL) -> None:
         if self.is_ended:
             return
         self.is_ended = True
@@ -825,57 +745,6 @@ class Exchange(Routed):
             self.continued = None  # each holds the other: no cycle, so that both go at once
         self.client.exchange_ended(self.request, self.is_keep_alive)
 
-    def abandon_upstream(self) -> None:
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            upstream.abandon()
-
-    # --- what the other leg of a pair does to it (relay.pair)
-
-    def again(self) -> None:
-        self._again()
-
-    def hold_legs(self, go_on: Callable[[], None]) -> None:
-        self._hold(go_on)
-
-    def watch_leg(self, now: float) -> None:
-        """The prefill leg is sent: from here on the client waits for its first token."""
-        self.watch.sent(now, self.context.words.get_real(_H_PAUSED_S))
-
-    def open_merged(self, head: ResponseHead, framing: BodyFraming, body: bytes) -> None:
-        """A whole answer, with a head that was held back."""
-        assert self.pair is not None
-        self.pair.merging = None
-        self._open(head, framing, body, 0)
-
-    def abandon_leg(self) -> None:
-        self.abandon_upstream()
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    def leg_failed(self, outcome: Outcome, error: RequestError) -> None:
-        self.abandon_leg()
-        attempt_failed(self, outcome, error)
-
-    def retry_or_answer(
-        self, connection: UpstreamConnection, head: ResponseHead, framing: BodyFraming, data: bytes, position: int
-    ) -> int:
-        """The prefill leg was refused: another attempt, or the client gets its answer as that of a plain request.
-
-        Returns what `head_received` does.
-        """
-        self.abandon_leg()
-        self.upstream = connection
-        if self._is_retried(status_outcome(self, head), head, framing, data, position):
-            return NOT_TAKEN
-        assert self.pair is not None
-        booked, is_probe = self.pair.hand_over()
-        self.drop_booking()
-        self.take(booked, booked, is_probe=is_probe)
-        connection.exchange = self
-        return self._open(head, framing, data, position)
-
     def _leave(self, tokens: int | None) -> None:
         """Give the permit back, or the place in the queue."""
         if self._has_free_permit:
@@ -884,3 +753,15 @@ class Exchange(Routed):
             decision = self.decision
             served = None if tokens is None or decision is None else float(decision.prompt_tokens + tokens)
             self.context.admitting.leave(self._permit, served)
+
+    def abandon_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abandon()
+
+    def abandon_leg(self) -> None:
+        """The connection to the worker, if it is still to be made as well."""
+        self.abandon_upstream()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None

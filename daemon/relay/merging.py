@@ -81,7 +81,9 @@ class Merging:
         head, body = self._head, self._data if self._prompt is None else self._prompt.merged(self._data)
         self._head = None
         own = ResponseHead(head.status, head.status_line, head.lines, len(body), False, head.keeps_alive, False)
-        exchange.open_merged(own, BodyFraming(State.LENGTH, len(body)), body)
+        assert exchange.pair is not None
+        exchange.pair.merging = None
+        exchange.open(own, BodyFraming(State.LENGTH, len(body)), body, 0)
         return True
 
     def _pass_events(self) -> None:

@@ -11,8 +11,8 @@ request lives: it picks both workers, keeps the prefill leg with its booking, an
                          <── send_now         Send(DECODE)
     good head, 1st byte  ──>                  tell                             <──      head, first byte, end
     attempt failed       ──>                  failed: who is charged           ──>      cancelled
-    attempt_failed       <── leg_failed       Fail                             <──      bad head, broken
-    _end                 ──>                  end                              ──>      cancelled, or drained
+    attempt_failed       <──                  Fail                             <──      bad head, broken
+    end                  ──>                  end                              ──>      cancelled, or drained
 
 The prefill worker is charged from the pick to the first token; then a *hold* says that decode has yet to fetch from it:
 it is no load, but a draining worker waits for it, for the lease at most.
@@ -60,7 +60,8 @@ from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.relay.merging import Merging
 from pointsman.daemon.relay.pair_probe import as_probed
 from pointsman.daemon.relay.prefill_leg import PrefillLeg
-from pointsman.daemon.relay.retrying import status_outcome
+from pointsman.daemon.relay.receiver import NOT_TAKEN
+from pointsman.daemon.relay.retrying import attempt_failed, is_retried, status_outcome
 from pointsman.daemon.relay.routes import PAIR_PROBE
 from pointsman.daemon.resilience.breaker import Verdict
 from pointsman.daemon.resilience.retry import Outcome, OutcomeKind
@@ -206,7 +207,7 @@ class Pair:
         else:
             self.machine = TwoStepPair(self.plan.pd.kv_lease_s)
         self._sent_at = now
-        exchange.watch_leg(now)
+        exchange.note_sent(now)
         self._do(self.machine.receive(Started(), now))
 
     @property
@@ -272,7 +273,7 @@ class Pair:
     def hold(self, send: Callable[[], None]) -> None:
         """`send` is called after the pause if the attempt has not ended by then."""
         self._held.append(send)
-        self.exchange.hold_legs(self._go_on)
+        self.exchange.hold(self._go_on)
 
     def _go_on(self) -> None:
         held, self._held = self._held, []
@@ -384,7 +385,8 @@ class Pair:
 
     def _pass_failure_on(self, error: RequestError) -> None:
         if self._failure is not None:
-            self.exchange.leg_failed(self._failure.outcome, error)
+            self.exchange.abandon_leg()
+            attempt_failed(self.exchange, self._failure.outcome, error)
 
     def prefill_refused(
         self, leg: PrefillLeg, head: ResponseHead, framing: BodyFraming, data: bytes, position: int
@@ -393,15 +395,23 @@ class Pair:
 
         If no other attempt is made, the client gets this answer: the exchange goes on with the prefill worker alone.
         """
-        connection = leg.connection
+        exchange, connection, outcome = self.exchange, leg.connection, status_outcome(self.exchange, head)
         assert connection is not None
-        self.tell(Headed(Leg.PREFILL, status_outcome(self.exchange, head)))
+        self.tell(Headed(Leg.PREFILL, outcome))
         if self._failure is None:
             return None
         leg.connection = None
-        return self.exchange.retry_or_answer(connection, head, framing, data, position)
+        exchange.abandon_leg()
+        exchange.upstream = connection
+        if is_retried(exchange, outcome, head, framing, data, position):
+            return NOT_TAKEN
+        booked, is_probe = self._hand_over()
+        exchange.drop_booking()
+        exchange.take(booked, booked, is_probe=is_probe)
+        connection.exchange = exchange
+        return exchange.open(head, framing, data, position)
 
-    def hand_over(self) -> tuple[Booked, bool]:
+    def _hand_over(self) -> tuple[Booked, bool]:
         """The booking of the prefill worker, which is the only one from here on, and whether it is a probe."""
         assert self.paired is not None and self.leg is not None
         side = self.paired.prefill

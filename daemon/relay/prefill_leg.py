@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.pd.legs import Broken, Finished, FirstByte, Headed, Leg
+from pointsman.daemon.relay.connecting import connect_failure
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead
@@ -84,7 +85,7 @@ class PrefillLeg(Receiver):
         except OSError as error:
             self._task = None
             if self.pair is not None:
-                found = self.exchange.note_connect_failure(self.worker, error)
+                found = connect_failure(self.context, self.worker, error)
                 self.pair.prefill_broken(Outcome(OutcomeKind.CONNECT_FAILED), found)
             return
         self._task = None

@@ -4,7 +4,8 @@ Theory of operation. Nothing of an answer is out then, or the request for the re
 place. `resilience.retry` decides, from the outcome and from where the request stands. Around that decision:
 
     attempt_failed   the connection is given up already: retry, or end the request with the error
-    next_attempt     the answer is there and might be passed on instead: the step, or None with the reason counted
+    is_retried       the answer is there: set it aside and retry, or have it passed on
+    next_attempt     the decision; why none follows is counted
     retry            the failed attempt is released, the next one picks and books anew after the step's pause;
                      a re-send keeps worker and booking, and goes out at once
     release          booking over, breaker told, its worker avoided by what follows (`exchange.failed`)
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointsman.daemon.errors import RequestError
+from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.heads import ResponseHead
 from pointsman.daemon.resilience.breaker import Verdict, verdict_of
 from pointsman.daemon.resilience.retry import (
@@ -52,6 +54,20 @@ def attempt_failed(exchange: Exchange, outcome: Outcome, error: RequestError) ->
         return
     release(exchange, outcome)
     exchange.give_up(error)
+
+
+def is_retried(
+    exchange: Exchange, outcome: Outcome, head: ResponseHead, framing: BodyFraming, data: bytes, position: int
+) -> bool:
+    """Whether another attempt is made instead of passing this answer on."""
+    step = next_attempt(exchange, outcome)
+    if step is None:
+        return False
+    upstream, exchange.upstream = exchange.upstream, None
+    assert upstream is not None
+    upstream.set_aside(head, framing, data, position)
+    retry(exchange, step, outcome)
+    return True
 
 
 def next_attempt(exchange: Exchange, outcome: Outcome) -> Retry | None:

@@ -32,27 +32,33 @@ def fleet() -> Iterator[ChaosFleet]:
 
 
 @pytest.mark.parametrize(
-    ("shared", "troubles"),
+    ("shared", "troubles", "body"),
     [
-        ({}, ()),
-        (LIMITED, ()),
-        (SHEDDING, ()),
-        (NO_BREAKERS, (Trouble(Status(500), rate=0.5), Trouble(Cut(How.RESET), rate=0.5))),
+        ({}, (), completion()),
+        (LIMITED, (), completion()),
+        (SHEDDING, (), completion()),
+        (NO_BREAKERS, (Trouble(Status(500), rate=0.5), Trouble(Cut(How.RESET), rate=0.5)), completion()),
+        (NO_BREAKERS, (Trouble(Cut(How.FIN, after_events=2), rate=0.5),), completion(max_tokens=4, stream=True)),
     ],
-    ids=["plain", "queued", "shed", "retried"],
+    ids=["plain", "queued", "shed", "retried", "continued"],
 )
-def test_no_garbage(fleet: ChaosFleet, tmp_path: Path, shared: dict[str, Any], troubles: tuple[Trouble, ...]) -> None:
-    retry = {"retry": {"initial_backoff_ms": 1, "budget_ratio": 1}}
-    with gateway_with(retry, shared, workers=fleet.urls, environment=introspection(tmp_path)) as (gate, _):
+def test_no_garbage(
+    fleet: ChaosFleet, tmp_path: Path, shared: dict[str, Any], troubles: tuple[Trouble, ...], body: bytes
+) -> None:
+    profile = {"streamFailure": "continue", "retry": {"initial_backoff_ms": 1, "budget_ratio": 1}}
+    with gateway_with(profile, shared, workers=fleet.urls, environment=introspection(tmp_path)) as (gate, _):
         pids = gate.pids("shard")
         for pid in pids:
             look(tmp_path, pid)
         for worker in fleet.workers:
             worker.suffers(*troubles)
-        with Load((gate.host, gate.port), lambda _: completion(), clients=CLIENTS, total=REQUESTS) as load:
+        with Load((gate.host, gate.port), lambda _: body, clients=CLIENTS, total=REQUESTS) as load:
             samples = load.wait()
         fleet.heal()
         assert len(samples) == REQUESTS
         assert len({sample.port for sample in samples}) <= 2 * CLIENTS
+        metrics = gate.metrics()
+        assert bool(metrics["pointsman_retries_total"]) == bool(troubles)
+        assert bool(metrics["pointsman_continued_streams_total"]) == (b'"stream"' in body)
         garbage = sum(look(tmp_path, pid).garbage for pid in pids)
         assert garbage <= 2 * CLIENTS * OBJECTS_OF_A_CONNECTION + REQUESTS / 10
