@@ -9,16 +9,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from pointsman.config.resilience import PRIORITIES
 from pointsman.daemon.dispatch.resilience import SharedResilience
 from pointsman.daemon.errors import RequestError, not_admitted
+from pointsman.daemon.relay.metering import estimated_tokens
 from pointsman.daemon.resilience.admission import POLL_S
 from pointsman.daemon.resilience.waiting import Waiter, WaiterState
+from pointsman.daemon.routing.table import Plan
 from pointsman.daemon.shm import layout as at
+from pointsman.daemon.shm.native import key_of_bytes
 
 if TYPE_CHECKING:
     from pointsman.daemon.relay.context import ShardContext
     from pointsman.daemon.relay.exchange import Exchange
 
+_BULK = PRIORITIES.index("bulk")
 _MESSAGES = {
     WaiterState.EXPIRED: "the request waited too long for its turn (shared.admission.queue_timeout_s)",
     WaiterState.DISPLACED: "the queue is full, and requests that go before this one came (shared.admission.queue_size)",
@@ -35,9 +40,11 @@ class Admitting:
         self._is_polling = False
         self._paused_s = 0.0
 
-    def enter(self, exchange: Exchange, user: int, priority: int, estimate: float) -> Waiter | None:
+    def enter(self, exchange: Exchange, plan: Plan, prompt_tokens: int) -> Waiter | None:
         """The waiter, admitted or waiting; None: it may pass without one. Raises RequestError when it is refused."""
-        waiter = Waiter(user, priority, estimate, exchange)
+        request, estimate = exchange.request, estimated_tokens(exchange.features, prompt_tokens)
+        user = key_of_bytes(request.user) if request.user else 0
+        waiter = Waiter(user, _BULK if request.is_internal else plan.priority, estimate, exchange)
         self._stand_still(self._context.now())  # those before it; from here on it waits, too
         changed = self._resilience.enter(waiter, self._context.now())
         if changed is None:

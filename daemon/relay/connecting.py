@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def connect_failure(context: ShardContext, worker: WorkerSpec, error: OSError) -> RequestError:
     """What the client is told; it is counted, and a worker that refuses is down for all shards."""
-    context.words.add(context.segment.layout.load(context.shard, worker.slot, at.L_CONNECT_FAILURES), 1)
+    context.count_at(worker.slot, at.L_CONNECT_FAILURES)
     if error.errno in REFUSED:
         context.segment.set_status(worker.slot, at.STATUS_DOWN, expected=at.STATUS_UP)
     if isinstance(error, TimeoutError):

@@ -171,6 +171,10 @@ class ShardContext:
         """Add to one of this shard's gauges or counters (layout.G_*)."""
         self.words.add(self._gauges + word, amount)
 
+    def count_at(self, slot: int, word: int, amount: int = 1) -> None:
+        """Add to one of this shard's gauges or counters of a worker (layout.L_*)."""
+        self.words.add(self.segment.layout.load(self.shard, slot, word), amount)
+
     def wall_us(self, now: float) -> int:
         """Unix microseconds of a moment of `now()`."""
         return int((now + self._wall_offset) * 1e6)

@@ -16,9 +16,17 @@ it may still be retried (an error status; an event stream until its first event,
 what follows. Every attempt is a pick and a booking of its own, without the workers that failed this request.
 
 What is answered is the worker's own bytes. Once the head is out, an error can only be told by breaking the stream: a
-cut stream never ends as if it were complete (no final chunk, no `[DONE]`), see `cut`. Under `streamFailure: continue`
-a broken stream goes back to "attempt failed" instead, and the next attempt asks for the rest of its text; what only
-such streams need stands beside the exchange, see `continued`.
+cut stream never ends as if it were complete (no final chunk, no `[DONE]`). Under `streamFailure: continue` a broken
+stream goes back to "attempt failed" instead, and the next attempt asks for the rest of its text.
+
+Here is what every request needs. What few need is in modules of its own, each of which is told by the exchange what
+happens, and drives it by its public methods:
+
+    metering    before the pick: what is taken of the rates        continued   a stream that may be continued
+    admitting   the queue                                          pair        the other leg, with prefill and decode
+    pausing     nothing is sent while the daemon is paused         pinging     a stream that keeps its client waiting
+    retrying    what follows a failed attempt                      deadlines   what follows a missed deadline
+    connecting  what a failed connection says of a worker          breaking    how a stream is cut
 """
 
 from __future__ import annotations
@@ -27,18 +35,10 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from pointsman.config.resilience import PRIORITIES
 from pointsman.config.snapshot import WorkerSpec
 from pointsman.daemon.dispatch.router import Ask
 from pointsman.daemon.dispatch.verdicts import NUMBERS, VERDICTS
-from pointsman.daemon.errors import (
-    CIRCUIT_OPEN,
-    RequestError,
-    bad_answer,
-    model_not_found,
-    no_worker,
-    worker_drained,
-)
+from pointsman.daemon.errors import CIRCUIT_OPEN, RequestError, bad_answer, model_not_found, no_worker, worker_drained
 from pointsman.daemon.relay.aborting import abort_request
 from pointsman.daemon.relay.answers import LAST_CHUNK, chunk, error_event
 from pointsman.daemon.relay.breaking import break_off
@@ -50,7 +50,7 @@ from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
 from pointsman.daemon.relay.inbound import Inbound
-from pointsman.daemon.relay.metering import Metered, estimated_tokens, take_request
+from pointsman.daemon.relay.metering import Metered, take_request
 from pointsman.daemon.relay.pair import pair_up
 from pointsman.daemon.relay.pinging import open_after_ping, ping
 from pointsman.daemon.relay.receiver import NOT_TAKEN
@@ -68,14 +68,12 @@ from pointsman.daemon.routing.body import Features
 from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
-from pointsman.daemon.shm.native import key_of_bytes
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
 _COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
-_BULK = PRIORITIES.index("bulk")
 
 
 class Exchange(Routed):
@@ -99,6 +97,7 @@ class Exchange(Routed):
     """our own head and a comment went out before the worker said anything"""
     _pause: asyncio.TimerHandle | None
     is_unchunked: bool
+    """the client knows no chunks: the worker's are taken off"""
     _task: asyncio.Task[None] | None
 
     def __init__(self, client: Caller, request: Inbound, route: Route, features: Features, table: RoutingTable) -> None:
@@ -228,11 +227,7 @@ class Exchange(Routed):
             context.resilience.enter_freely()
             self._has_free_permit = True
             return True
-        user = self.request.user
-        estimate = estimated_tokens(self.features, prompt_tokens)
-        priority = _BULK if self.request.is_internal else plan.priority
-        waiter = context.admitting.enter(self, key_of_bytes(user) if user else 0, priority, estimate)
-        self._permit = waiter
+        waiter = self._permit = context.admitting.enter(self, plan, prompt_tokens)
         self._has_free_permit = waiter is None
         return waiter is None or waiter.is_admitted
 
@@ -619,9 +614,8 @@ class Exchange(Routed):
             self.abandon_upstream()
             attempt_failed(self, Outcome(OutcomeKind.RESET), error)
             return
-        context = self.context
         if self.worker is not None:
-            context.words.add(context.segment.layout.load(context.shard, self.worker.slot, at.L_FAILURES), 1)
+            self.context.count_at(self.worker.slot, at.L_FAILURES)
         self.cut(error, Ending.WORKER_BROKE)
 
     def is_resumed(self) -> bool:

@@ -354,8 +354,7 @@ class Pair:
 
     def _count_hold(self, change: int) -> None:
         assert self.paired is not None
-        context, slot = self.context, self.paired.prefill.booked.slot
-        context.words.add(context.segment.layout.load(context.shard, slot, at.L_HOLDS), change)
+        self.context.count_at(self.paired.prefill.booked.slot, at.L_HOLDS, change)
 
     # --- the prefill leg
 

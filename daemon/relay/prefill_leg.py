@@ -178,7 +178,7 @@ class PrefillLeg(Receiver):
 
     def _broken(self, kind: OutcomeKind, reason: str) -> None:
         self._abandon()
-        self.context.words.add(self.context.segment.layout.load(self.context.shard, self.worker.slot, at.L_FAILURES), 1)
+        self.context.count_at(self.worker.slot, at.L_FAILURES)
         self._tell_broken(Outcome(kind), reason)
 
     def _abandon(self) -> None:

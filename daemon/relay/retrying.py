@@ -124,7 +124,7 @@ def retry(exchange: Exchange, step: Retry, outcome: Outcome) -> None:
 
 def release(exchange: Exchange, outcome: Outcome) -> None:
     """What the attempt has is let go of."""
-    booked, context = exchange.booked, exchange.context
+    booked = exchange.booked
     exchange.forget_answer()
     if booked is None:
         return
@@ -134,5 +134,5 @@ def release(exchange: Exchange, outcome: Outcome) -> None:
         verdict, failed = exchange.pair.failed(outcome, verdict)
     exchange.failed = (*exchange.failed, *failed)
     if outcome.kind is not OutcomeKind.CONNECT_FAILED:
-        context.words.add(context.segment.layout.load(context.shard, booked.slot, at.L_FAILURES), 1)
+        exchange.context.count_at(booked.slot, at.L_FAILURES)
     exchange.drop_booking(verdict)
