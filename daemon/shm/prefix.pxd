@@ -50,7 +50,7 @@ cdef extern from "prefix_core.h" nogil:
         px_holding *holdings
         px_pin *pins
         uint64_t table_mask, holding_mask
-        uint32_t expected, far
+        uint32_t expected, near, far
     ctypedef struct px_chain_view:
         const uint64_t *hashes
         uint64_t n, block_chars, total

@@ -352,7 +352,7 @@ cdef class RawIndex:
         self.ix.blocks = <px_block *> (self.ix.base + head.off_blocks)
         self.ix.holdings = <px_holding *> (self.ix.base + head.off_holdings)
         self.ix.pins = <px_pin *> (self.ix.base + head.off_pins)
-        self.ix.expected = self.ix.far = PX_NONE
+        self.ix.expected = self.ix.near = self.ix.far = PX_NONE
         self.ix.table_mask = head.table_size - 1
         self.ix.holding_mask = head.holding_buckets - 1
         if layout is not None:

@@ -35,7 +35,8 @@
 #define PX_SPARE 16 /* so many more than needed, or each short prompt would look for the oldest worker anew */
 #define PX_BATCH 64 /* evictions for memory per choice of the worker with the oldest leaf */
 
-#define PX_FAR 8
+#define PX_FAR 16 /* drops; see px_look_ahead */
+#define PX_NEAR 8
 #define PX_EXPECTED 256 /* blocks of a chain that are asked for ahead */
 
 #define PX_BARRIER() __asm__ volatile("" ::: "memory")
@@ -113,7 +114,7 @@ typedef struct {
     px_holding *holdings;
     px_pin *pins;
     uint64_t table_mask, holding_mask;
-    uint32_t expected, far; /* of the next drop; see px_look_ahead */
+    uint32_t expected, near, far; /* of the next drop; see px_look_ahead */
 } px_index;
 
 /* --- steps, journal, recovery */
@@ -475,34 +476,37 @@ static PX_INLINE void px_table_remove(px_index *ix, px_step *step, uint64_t hash
 }
 
 /* What is dropped has not been used for long, so it is in no cache; but what comes next is known: the parent, and behind
- * the root the next in the order. Some drops ahead its place in the table is asked for. */
+ * the root the next in the order. PX_FAR drops ahead the block and what leads there is asked for; PX_NEAR drops ahead the
+ * place in the table, which only the block tells. */
 static inline uint32_t px_after(px_index *ix, uint32_t i, uint32_t next) {
     uint32_t parent = i == PX_NONE ? PX_NONE : ix->holdings[i].parent;
     return parent == PX_NONE ? next : parent;
 }
 
-/* Inlined by force: GCC takes a function that only prefetches for one without effect, and leaves its calls out. */
-static PX_INLINE void px_want(px_index *ix, uint32_t i) {
+/* Inlined by force, as the next: GCC takes a function that only prefetches for one without effect, and leaves its calls out. */
+static PX_INLINE void px_want_block(px_index *ix, uint32_t i) {
     px_holding *h;
     if (i == PX_NONE) return;
     h = &ix->holdings[i];
     if (h->parent != PX_NONE) __builtin_prefetch(&ix->holdings[h->parent], 1);
-    if (ix->blocks[h->block].parent != PX_NONE) __builtin_prefetch(&ix->blocks[ix->blocks[h->block].parent], 1);
-    __builtin_prefetch(&ix->table[px_home(ix, ix->blocks[h->block].hash)], 1);
+    __builtin_prefetch(&ix->blocks[h->block], 1);
     __builtin_prefetch(px_holding_head(ix, h->block, h->slot), 1);
+}
+
+static PX_INLINE void px_want_place(px_index *ix, uint32_t i) {
+    if (i == PX_NONE) return;
+    __builtin_prefetch(&ix->table[px_home(ix, ix->blocks[ix->holdings[i].block].hash)], 1);
 }
 
 static PX_INLINE void px_look_ahead(px_index *ix, uint32_t i) {
     uint32_t next = ix->holdings[i].next, k;
     if (PX_UNLIKELY(ix->expected != i)) {
-        ix->far = i;
-        for (k = 1; k < PX_FAR; k++) {
-            ix->far = px_after(ix, ix->far, next);
-            px_want(ix, ix->far);
-        }
+        ix->far = ix->near = i;
+        for (k = 1; k < PX_FAR; k++) px_want_block(ix, ix->far = px_after(ix, ix->far, next));
+        for (k = 1; k < PX_NEAR; k++) px_want_place(ix, ix->near = px_after(ix, ix->near, next));
     }
-    ix->far = px_after(ix, ix->far, next);
-    px_want(ix, ix->far);
+    px_want_block(ix, ix->far = px_after(ix, ix->far, next));
+    px_want_place(ix, ix->near = px_after(ix, ix->near, next));
     ix->expected = px_after(ix, i, next);
 }
 
