@@ -18,6 +18,8 @@ from enum import StrEnum
 from pointsman.daemon.errors import Fault
 
 REQUEST_TIMEOUT, WORKER_TIMEOUT = 408, 504
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left; it exists in logs and metrics only"""
 
 
 class Ending(StrEnum):

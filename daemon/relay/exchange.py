@@ -45,7 +45,7 @@ from pointsman.daemon.relay.breaking import break_off
 from pointsman.daemon.relay.connecting import connect_failure
 from pointsman.daemon.relay.continued import Continued
 from pointsman.daemon.relay.deadlines import miss
-from pointsman.daemon.relay.ending import Ending
+from pointsman.daemon.relay.ending import CLIENT_CLOSED_REQUEST, Ending
 from pointsman.daemon.relay.framing import BodyFraming
 from pointsman.daemon.relay.gate import first_event_error, is_partial
 from pointsman.daemon.relay.heads import ResponseHead, client_head, joined, request_head
@@ -69,8 +69,6 @@ from pointsman.daemon.routing.table import Plan, Pool, RoutingTable
 from pointsman.daemon.shm import layout as at
 from pointsman.daemon.shm.choosing import FAILED, NEUTRAL, SUCCEEDED, Booked
 
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that left; it exists in logs and metrics only"""
 SMALL_WRITE_BYTES = 16384
 _COMPLETE, _CLIENT_LEFT = Ending.COMPLETE, Ending.CLIENT_LEFT
 _H_PAUSED_S, _H_RECORDING = at.H_PAUSED_S, at.H_RECORDING
@@ -683,8 +681,7 @@ class Exchange(Routed):
         self.blame = error.fault
         if verdict == FAILED:
             self._tell_breaker(verdict)
-        keep_alive = self.client.write_error(self.request, error, error_headers(self))
-        self.is_keep_alive = keep_alive
+        self.is_keep_alive = self.client.write_error(self.request, error, error_headers(self))
         self.end(error.status, ending, verdict)
 
     def cut(self, error: RequestError, ending: Ending, *, verdict: int = FAILED) -> None:
@@ -720,15 +717,11 @@ class Exchange(Routed):
         self._leave(tokens)
         if self._metered is not None:
             self._metered.correct(context, now, sum(tokens_served(self, status)))
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            upstream.abandon()
-            if self.features.rid and ending in (Ending.CLIENT_LEFT, Ending.TIMEOUT):
-                rid, pool = self.features.rid, upstream.pool
-                _ = self.client.spawn(abort_request(pool, rid, self.request.request_id))
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        upstream, rid = self.upstream, self.features.rid
+        if upstream is not None or self._task is not None:  # seldom: the call is saved
+            self.abandon_leg()
+        if upstream is not None and rid and ending in (Ending.CLIENT_LEFT, Ending.TIMEOUT):
+            _ = self.client.spawn(abort_request(upstream.pool, rid, self.request.request_id))
         if self._pause is not None:
             self._pause.cancel()
         if self.pair is not None:

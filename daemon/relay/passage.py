@@ -16,7 +16,7 @@ from pointsman.daemon.errors import RequestError, no_worker, request_timeout, wo
 from pointsman.daemon.relay.access import short_line
 from pointsman.daemon.relay.answers import LAST_CHUNK
 from pointsman.daemon.relay.elsewhere import Destination
-from pointsman.daemon.relay.ending import Ending
+from pointsman.daemon.relay.ending import CLIENT_CLOSED_REQUEST, Ending
 from pointsman.daemon.relay.framing import BodyFraming, FramingError
 from pointsman.daemon.relay.heads import (
     HeadError,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pointsman.daemon.relay.client import ClientConnection
 
 LOOK_S = 1.0
-CLIENT_CLOSED_REQUEST = 499
 MAX_HEAD_BYTES = 65536
 
 
