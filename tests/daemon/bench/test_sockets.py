@@ -37,10 +37,10 @@ class Asked:
     def ended(self, _job: Job, verdict: Verdict, _answer: Answer, _end_ns: int) -> None:
         self.verdict.set_result(verdict)
 
-    def rest(self, _connection: Connection) -> None:
+    def rest(self, connection: Connection) -> None:
         self.is_reusable = True
 
-    def forget(self, _connection: Connection) -> None:
+    def forget(self, connection: Connection) -> None:
         self.is_reusable = False
 
     async def outcome(self) -> str:
