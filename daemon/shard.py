@@ -109,6 +109,8 @@ class Shard:
 
     def _end_drained(self) -> None:
         """What still runs at workers whose drain has come to its deadline. Nobody has to tell us."""
+        if not self.context.connections:
+            return
         slots = self.segment.words.closing(self.index, int(self.context.now() * 1000))
         if not slots:
             return
