@@ -310,6 +310,7 @@ def test_engines_that_never_forget_a_failed_session() -> None:
         assert after == failed, "the banned pair is not tried again"
 
 
+@pytest.mark.slow
 def test_a_room_that_never_matches() -> None:
     """Neither engine says anything for minutes; the request goes to another pair after `first_token_s`."""
     with TemporaryDirectory() as folder, pair_fleet(2, 2) as fleet:

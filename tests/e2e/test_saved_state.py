@@ -80,6 +80,7 @@ def test_hits_after_a_restart_are_those_of_before(tmp_path: Path) -> None:
     assert hit_share(after) == hit_share(before) > 0.95
 
 
+@pytest.mark.slow
 def test_an_engine_that_restarted_in_between_is_forgotten_and_the_others_are_not(tmp_path: Path) -> None:
     with ExitStack() as stack:
         engines = [stack.enter_context(launch_engines(1))[0] for _ in range(2)]
@@ -133,6 +134,7 @@ def test_an_upgrade_takes_along_what_was_learned(tmp_path: Path) -> None:
     assert hit_share(after) == hit_share(before) > 0.95
 
 
+@pytest.mark.slow
 def test_an_open_breaker_stays_open(tmp_path: Path) -> None:
     breaker = ("--cb-failure-threshold", "3", "--cb-timeout-duration-secs", "600", "--disable-retries")
     fails = '{"kind": "status", "status": 500}'

@@ -166,6 +166,7 @@ def test_upgrades_can_follow_one_another_while_the_first_daemon_still_streams(en
         assert descriptors_of(gate.main_pid) == descriptors, "three upgrades have left as much as none"
 
 
+@pytest.mark.slow
 def test_no_request_notices(quick_engines: list[str]) -> None:
     """Kept-alive connections, and connections for one request each."""
     once = request({"model": "sim-model", "prompt": "count", "max_tokens": 1}, headers={"Connection": "close"})
@@ -186,6 +187,7 @@ def test_no_request_notices(quick_engines: list[str]) -> None:
             assert report.backwards == []
 
 
+@pytest.mark.slow
 def test_a_setting_that_needs_a_restart_is_listed_and_applied(tmp_path: Path, quick_engines: list[str]) -> None:
     settings = tmp_path / "pointsman.toml"
     settings.write_text("max_payload_size = 100000\n")
@@ -232,6 +234,7 @@ class ByFile(Gateway):
         return []
 
 
+@pytest.mark.slow
 def test_other_addresses_are_opened_and_the_old_ones_given_up(
     tmp_path: Path, quick_engines: list[str], free_port: int
 ) -> None:

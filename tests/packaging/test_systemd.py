@@ -95,6 +95,7 @@ def test_a_reload_that_changes_nothing_ends_too(tmp_path: Path) -> None:
         assert manager.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_status_tells_of_a_worker_that_went_down(tmp_path: Path, engine: str) -> None:
     with ServiceManager(tmp_path) as manager:
         with launch_engines(1) as leaving:
@@ -186,6 +187,7 @@ def test_every_shard_accepts_on_the_inherited_socket(tmp_path: Path, engine: str
         assert manager.stop() == 0
 
 
+@pytest.mark.slow
 def test_connections_wait_while_the_daemon_restarts(tmp_path: Path, engine: str, data_socket: socket.socket) -> None:
     """The reason for socket activation: nobody is refused, nobody is reset."""
     address = data_socket.getsockname()

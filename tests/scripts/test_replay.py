@@ -222,6 +222,7 @@ def test_goals_that_cannot_be_read(text: str) -> None:
         report.parse_goal(text)
 
 
+@pytest.mark.slow
 def test_the_default_policy_beats_the_published_one() -> None:
     """The fast cell; `scripts/check-routing` runs them all."""
     cell = CELLS[0]
