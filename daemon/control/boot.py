@@ -56,7 +56,7 @@ from pointsman.daemon.workers.registry import Registry, Worker
 from pointsman.daemon.workers.scraper import Scraper
 from pointsman.daemon.workers.state import WorkerState
 
-PULSE_S = 0.2
+PULSE_S = 0.1
 """heartbeat, and the prober's turn; one timer for both, because an idle daemon's cost is its wake-ups"""
 WELCOME_S = 10.0
 FINISH_CHANGES_S = 4.0
