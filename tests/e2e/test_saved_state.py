@@ -117,7 +117,8 @@ def test_an_engine_that_comes_up_late_is_judged_then(tmp_path: Path) -> None:
             assert (loaded["workers"], loaded["workers_left_out"]) == (2, 0), "nobody knows yet"
             stack.enter_context(launch_engines(1, "--port", str(late.port)))
             assert gate.wait_log("cache_forgotten")["worker"] == late.url
-            assert gate.wait_log("engine_restarted")["reason"] == "another start time"
+            reason = gate.wait_log("engine_restarted")["reason"]
+            assert reason in ("another start time", "refused connections, then up again"), "whichever is seen first"
 
 
 @pytest.mark.slow
