@@ -41,6 +41,10 @@ cdef enum:
 cdef char buffer[BUFFER_BYTES]
 
 
+cdef _error(int code):
+    return OSError(code, strerror(code).decode())
+
+
 cdef class PlainSocket:
     """A transport for `Connection`, and what that needs of one. A connection that aborts is not told `connection_lost`."""
 
@@ -83,7 +87,7 @@ cdef class PlainSocket:
         if count > 0:
             connection.data_received(PyBytes_FromStringAndSize(buffer, count))
         elif count == 0 or (errno != EAGAIN and errno != EINTR):
-            error = None if count == 0 else OSError(errno, strerror(errno).decode())
+            error = None if count == 0 else _error(errno)
             self._sockets._drop(self)
             connection.connection_lost(error)
         return 0
@@ -107,7 +111,7 @@ cdef class Sockets:
         self._closed = []
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
         if self._epoll < 0:
-            raise OSError(errno, strerror(errno).decode())
+            raise _error(errno)
         loop.add_reader(self._epoll, self._ready)
 
     def adopt(self, connected, Connection connection not None):
@@ -117,9 +121,9 @@ cdef class Sockets:
         made._connection = connection
         made._fd = connected.detach()
         if self._watch(EPOLL_CTL_ADD, made, EPOLLIN) < 0:
-            code = errno
+            error = _error(errno)
             close(made._fd)
-            raise OSError(code, strerror(code).decode())
+            raise error
         self._open.add(made)
         connection.connection_made(made)
 
